@@ -1,0 +1,111 @@
+"""A run directory's datasets and models, as the processes of a stage load them: from files, not through the driver."""
+
+import numpy as np
+import torch
+
+from cluster.run import Run
+from dreamer4.agent import Heads
+from dreamer4.data.clips import ClipSampler
+from dreamer4.data.episodes import EpisodeDataset
+from dreamer4.data.latents import LatentDataset
+from dreamer4.dynamics import Dynamics
+from dreamer4.errors import RunError
+from dreamer4.heads import PolicyHead
+from dreamer4.rng import seed_of
+from dreamer4.tokenizer import Tokenizer
+from learners.agent import AgentModel
+from learners.learner import load_weights
+
+
+def choose_device(run: Run) -> torch.device:
+    """The device of `resources.device`.
+
+    Raises:
+        RunError: a GPU is asked for and there is none.
+    """
+    wanted = run.config.resources.device
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise RunError("resources.device is 'cuda', but torch sees no GPU here: use resources.device=cpu or auto")
+    return torch.device(wanted)
+
+
+def seeded(build, *address: int | str):
+    """Builds a module with initial weights that depend on the address only."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(*address))
+        return build()
+
+
+class RunData:
+    """The recordings of a run: all episodes, and which of them train."""
+
+    def __init__(self, run: Run):
+        config = run.config
+        self.run = run
+        self.dataset = EpisodeDataset.open(run.data)
+        self.dataset.check_fits(config.tokenizer.frame, config.dynamics.space)
+        self.training_E: np.ndarray = self.dataset.split(config.data.validation, config.seed)
+
+    def latents(self) -> LatentDataset:
+        return LatentDataset.open(self.run.latents, self.dataset)
+
+    def clips(self, name: str, chosen_E: np.ndarray | None = None, latents: bool = False) -> ClipSampler:
+        """Seeded windows over the training episodes, or over those chosen."""
+        episodes = self.training_E if chosen_E is None else chosen_E
+        source = self.latents() if latents else None
+        return ClipSampler(self.dataset, episodes, source, self.run.config.seed, name)
+
+
+def new_tokenizer(run: Run) -> Tokenizer:
+    return seeded(lambda: Tokenizer(run.config.tokenizer), run.config.seed, "tokenizer weights")
+
+
+def new_dynamics(run: Run) -> Dynamics:
+    return seeded(lambda: Dynamics(run.config.dynamics), run.config.seed, "dynamics weights")
+
+
+def new_heads(run: Run) -> Heads:
+    dynamics = run.config.dynamics
+    return seeded(
+        lambda: Heads(run.config.heads, dynamics.feature_width, dynamics.space), run.config.seed, "heads weights"
+    )
+
+
+def load_tokenizer(run: Run) -> Tokenizer:
+    tokenizer = new_tokenizer(run)
+    load_weights(tokenizer, run.checkpoints("tokenizer").load().weights, "tokenizer")
+    return tokenizer.to(choose_device(run))
+
+
+def load_dynamics(run: Run) -> Dynamics:
+    """The pretrained world model, before finetuning."""
+    dynamics = new_dynamics(run)
+    load_weights(dynamics, run.checkpoints("dynamics").load().weights, "dynamics")
+    return dynamics.to(choose_device(run))
+
+
+def load_agent(run: Run) -> AgentModel:
+    """The finetuned world model with its heads; `heads.policy` is the behaviour-cloned policy."""
+    model = AgentModel(new_dynamics(run), new_heads(run))
+    load_weights(model, run.checkpoints("agent").load().weights, "agent")
+    return model.to(choose_device(run))
+
+
+def load_policy(run: Run, name: str) -> PolicyHead:
+    """A trained policy head: `bc`, `filtered_bc`, `pmpo`, or one of the controls of stage 4.
+
+    Raises:
+        CheckpointError: it has not been trained in this run.
+    """
+    policy = new_heads(run).policy
+    if name == "bc":
+        weights = run.checkpoints("agent").load().weights
+        prefix = "heads.policy."
+    else:
+        weights = run.checkpoints("policy" if name == "pmpo" else name).load().weights
+        prefix = "" if name == "filtered_bc" else "policy."
+    chosen = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+    load_weights(policy, chosen, name)
+    return policy.to(choose_device(run))

@@ -1,0 +1,4 @@
+"""Dreamer 4 in plain PyTorch: the method of arXiv 2509.24527, without Ray, process groups or loggers.
+
+Read in this order: types, actions, transformer, tokenizer, shortcut, dynamics, heads, agent, imagination, returns, pmpo.
+"""

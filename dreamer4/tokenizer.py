@@ -1,0 +1,279 @@
+"""The causal tokenizer: frames to a few bounded latent tokens and back (paper, section 3.1).
+
+Masked autoencoding: an encoder reads patches and learned latent tokens, a tanh bottleneck keeps the latents, a decoder
+reads learned patch queries and the latents. Both are causal in time, so that frames can be coded one by one.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from dreamer4.cache import TimeCache
+from dreamer4.errors import ConfigError, DataError
+from dreamer4.perceptual import Perceptual
+from dreamer4.transformer import (
+    Transformer,
+    TransformerConfig,
+    axial_angles,
+    initialise_linears,
+    learned_tokens,
+)
+
+LATENT = -1  # the modality of latent tokens in the attention rules below
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """Sizes of tokenizer and bottleneck. The paper: 384x640 frames of 360x640, patch 16, 512 x 16 latents."""
+
+    frame: tuple[int, int, int] = (64, 64, 3)
+    patch: int = 8
+    latents: int = 32
+    channels: int = 8
+    pack: int = 2  # neighbouring latents that become one spatial token of the dynamics (512 x 16 -> 256 x 32)
+    width: int = 64
+    encoder_depth: int = 4
+    decoder_depth: int = 4
+    heads: int = 4
+    hidden: int = 256
+    time_every: int = 4
+    window: int = 16  # [G]
+    soft_cap: float | None = 50.0
+    mask_max: float = 0.9  # per frame, patches are masked with a probability from U(0, mask_max)
+    lpips_weight: float = 0.2  # used when perceptual weights are given
+    standardize: bool = False  # [G] inputs and errors in units of each pixel's spread over the dataset
+    masked_loss_only: bool = False  # [G] the paper's wording is full-frame
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "frame", tuple(self.frame))
+        if self.latents % self.pack:
+            raise ConfigError(f"latents ({self.latents}) must be a multiple of pack ({self.pack})")
+        if not 0 <= self.mask_max < 1:
+            raise ConfigError(f"mask_max must be in [0, 1), got {self.mask_max}")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches; frames are padded up to whole patches."""
+        return -(-self.frame[0] // self.patch), -(-self.frame[1] // self.patch)
+
+    @property
+    def patches(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def values(self) -> int:
+        return self.patch * self.patch * self.frame[2]
+
+    def transformer(self, depth: int) -> TransformerConfig:
+        """The paper names grouped queries for the dynamics only, so heads and kv_heads are equal here."""
+        return TransformerConfig(
+            self.width,
+            depth,
+            self.heads,
+            self.heads,
+            self.hidden,
+            min(self.time_every, depth),
+            self.window,
+            self.soft_cap,
+        )
+
+
+def encoder_mask(modality_S: Tensor) -> Tensor:
+    """`[S, S]`: latents read everything, tokens of a modality read that modality only."""
+    query, key = modality_S[:, None], modality_S[None, :]
+    return (query == LATENT) | (query == key)
+
+
+def decoder_mask(modality_S: Tensor) -> Tensor:
+    """`[S, S]`: latents read latents only, tokens of a modality read that modality and the latents."""
+    query, key = modality_S[:, None], modality_S[None, :]
+    return (query == key) | (key == LATENT)
+
+
+def padding(size: int, patch: int) -> tuple[int, int]:
+    """Pixels before and after, half on each side (360 -> 384: 12 and 12)."""
+    extra = -size % patch
+    return extra // 2, extra - extra // 2
+
+
+def patchify(video_BTHWC: Tensor, patch: int) -> Tensor:
+    """`[B, T, P, Q]` patches of zero-padded frames."""
+    height, width = video_BTHWC.shape[2:4]
+    padded = F.pad(video_BTHWC, (0, 0, *padding(width, patch), *padding(height, patch)))
+    return rearrange(padded, "b t (h p) (w q) c -> b t (h w) (p q c)", p=patch, q=patch)
+
+
+def unpatchify(patches_BTPQ: Tensor, frame: tuple[int, int, int], patch: int) -> Tensor:
+    """The inverse of `patchify`, padding cut off."""
+    height, width, channels = frame
+    (top, bottom), (left, _) = padding(height, patch), padding(width, patch)
+    rows = (height + top + bottom) // patch
+    video = rearrange(patches_BTPQ, "b t (h w) (p q c) -> b t (h p) (w q) c", h=rows, p=patch, q=patch, c=channels)
+    return video[:, :, top : top + height, left : left + width]
+
+
+def pack(latents_BTSD: Tensor, neighbours: int) -> Tensor:
+    """Neighbouring latents side by side in the channels: `[B, T, S, D]` -> `[B, T, S / n, n D]`."""
+    return rearrange(latents_BTSD, "b t (s n) d -> b t s (n d)", n=neighbours)
+
+
+def unpack(latents_BTSD: Tensor, neighbours: int) -> Tensor:
+    return rearrange(latents_BTSD, "b t s (n d) -> b t (s n) d", n=neighbours)
+
+
+@dataclass
+class TokenizerCache:
+    """What streaming needs of the past, for the encoder or the decoder."""
+
+    time: TimeCache
+
+    def reset(self, rows_B: Tensor) -> None:
+        self.time.reset(rows_B)
+
+
+class Tokenizer(nn.Module):
+    """Encoder, bottleneck and decoder. Latents leave and enter packed: `[B, T, S, D]`, as the dynamics reads them."""
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+    modality_S: Tensor
+    angles_SK: Tensor
+
+    def __init__(self, config: TokenizerConfig):
+        super().__init__()
+        self.config = config
+        width, patches = config.width, config.patches
+        self.patch_in = nn.Linear(config.values, width)
+        self.mask_embedding = learned_tokens(width)
+        self.encoder_patch_embedding = learned_tokens(patches, width)
+        self.latent_tokens = learned_tokens(config.latents, width)
+        self.encoder = Transformer(config.transformer(config.encoder_depth))
+        self.bottleneck = nn.Linear(width, config.channels)
+        self.latent_in = nn.Linear(config.channels, width)
+        self.decoder_latent_embedding = learned_tokens(config.latents, width)
+        self.patch_queries = learned_tokens(patches, width)
+        self.decoder = Transformer(config.transformer(config.decoder_depth))
+        self.patch_out = nn.Linear(width, config.values)
+        for linear in (self.patch_in, self.bottleneck, self.latent_in, self.patch_out):
+            initialise_linears(linear)
+        self.register_buffer("pixel_mean", torch.zeros(config.frame))
+        self.register_buffer("pixel_std", torch.ones(config.frame))
+        modality = torch.cat([torch.zeros(patches), torch.full((config.latents,), LATENT)]).long()
+        self.register_buffer("modality_S", modality, persistent=False)
+        self.register_buffer("angles_SK", self._angles(), persistent=False)
+
+    def _angles(self) -> Tensor:
+        """Patches turn by row and column; latents have learned embeddings and don't turn."""
+        rows, columns = self.config.grid
+        row_P = torch.arange(rows).repeat_interleave(columns)
+        column_P = torch.arange(columns).repeat(rows)
+        still = torch.zeros(self.config.latents, dtype=torch.long)
+        size = self.encoder.config.head_size
+        return axial_angles(torch.cat([row_P, still]), torch.cat([column_P, still]), size, 10_000.0)
+
+    @property
+    def latent_shape(self) -> tuple[int, int]:
+        """S and D of the packed latents."""
+        return self.config.latents // self.config.pack, self.config.channels * self.config.pack
+
+    def set_pixel_statistics(self, mean_HWC: Tensor, std_HWC: Tensor, floor: float = 0.05) -> None:
+        """Mean and standard deviation of every pixel over the dataset, in [0, 1]; used with `standardize`."""
+        self.pixel_mean.copy_(mean_HWC)
+        self.pixel_std.copy_(std_HWC.clamp_min(floor))
+
+    def normalise(self, video_BTHWC: Tensor) -> Tensor:
+        """Bytes to the units of inputs and errors: [0, 1], standardised where asked."""
+        if tuple(video_BTHWC.shape[2:]) != self.config.frame:
+            raise DataError(
+                f"frames of {tuple(video_BTHWC.shape[2:])} don't fit a tokenizer for frames of {self.config.frame}"
+            )
+        video = video_BTHWC.float() / 255 if video_BTHWC.dtype == torch.uint8 else video_BTHWC
+        return (video - self.pixel_mean) / self.pixel_std if self.config.standardize else video
+
+    def denormalise(self, video_BTHWC: Tensor) -> Tensor:
+        return video_BTHWC * self.pixel_std + self.pixel_mean if self.config.standardize else video_BTHWC
+
+    def encode_tokens(
+        self,
+        patches_BTPQ: Tensor,
+        masked_BTP: Tensor | None = None,
+        segment_BT: Tensor | None = None,
+        cache: TokenizerCache | None = None,
+    ) -> Tensor:
+        """Bottleneck latents `[B, T, latents, channels]` in (-1, 1) of normalised patches."""
+        tokens = self.patch_in(patches_BTPQ)
+        if masked_BTP is not None:
+            tokens = torch.where(masked_BTP[..., None], self.mask_embedding.to(tokens.dtype), tokens)
+        tokens = tokens + self.encoder_patch_embedding
+        latents = self.latent_tokens.expand(*tokens.shape[:2], -1, -1).to(tokens.dtype)
+        mask = encoder_mask(self.modality_S)
+        time = None if cache is None else cache.time
+        x = torch.cat([tokens, latents], dim=2)
+        x = self.encoder(x, self.angles_SK, mask, segment_BT, time, commit=cache is not None)
+        return torch.tanh(self.bottleneck(x[:, :, self.config.patches :]))
+
+    def decode_tokens(
+        self, latents: Tensor, segment_BT: Tensor | None = None, cache: TokenizerCache | None = None
+    ) -> Tensor:
+        """Normalised patches `[B, T, P, Q]` of bottleneck latents."""
+        tokens = self.latent_in(latents) + self.decoder_latent_embedding
+        queries = self.patch_queries.expand(*tokens.shape[:2], -1, -1).to(tokens.dtype)
+        mask = decoder_mask(self.modality_S)
+        time = None if cache is None else cache.time
+        x = torch.cat([queries, tokens], dim=2)
+        x = self.decoder(x, self.angles_SK, mask, segment_BT, time, commit=cache is not None)
+        return self.patch_out(x[:, :, : self.config.patches])
+
+    def encode(
+        self, video_BTHWC: Tensor, segment_BT: Tensor | None = None, cache: TokenizerCache | None = None
+    ) -> Tensor:
+        """Packed latents `[B, T, S, D]` of whole frames, uint8 or float in [0, 1]. A cache continues a stream.
+
+        Raises:
+            DataError: the frames have another size than the tokenizer's.
+        """
+        patches = patchify(self.normalise(video_BTHWC), self.config.patch)
+        return pack(self.encode_tokens(patches, None, segment_BT, cache), self.config.pack)
+
+    def decode(
+        self, latents_BTSD: Tensor, segment_BT: Tensor | None = None, cache: TokenizerCache | None = None
+    ) -> Tensor:
+        """Video `[B, T, H, W, C]` in [0, 1]."""
+        patches = self.decode_tokens(unpack(latents_BTSD, self.config.pack), segment_BT, cache)
+        return self.denormalise(unpatchify(patches, self.config.frame, self.config.patch)).clamp(0, 1)
+
+    def init_cache(self, batch: int) -> TokenizerCache:
+        """An empty past for `encode` or `decode` (one each: they have their own transformers)."""
+        device = self.pixel_mean.device
+        return TokenizerCache(self.encoder.init_cache(batch, self.modality_S.shape[0], device, torch.float32))
+
+    def init_decoder_cache(self, batch: int) -> TokenizerCache:
+        device = self.pixel_mean.device
+        return TokenizerCache(self.decoder.init_cache(batch, self.modality_S.shape[0], device, torch.float32))
+
+    def sample_mask(self, batch: int, length: int, generator: torch.Generator) -> Tensor:
+        """`[B, T, P]`: every frame draws its own p ~ U(0, mask_max), every patch is masked with probability p."""
+        shape = (batch, length, 1)
+        p = torch.rand(shape, generator=generator, device=generator.device) * self.config.mask_max
+        draw = torch.rand((batch, length, self.config.patches), generator=generator, device=generator.device)
+        return draw < p
+
+    def losses(
+        self, video_BTHWC: Tensor, segment_BT: Tensor | None, masked_BTP: Tensor, perceptual: Perceptual | None = None
+    ) -> dict[str, Tensor]:
+        """The terms of the reconstruction loss: `mse`, and `lpips` where a perceptual network is given."""
+        target = self.normalise(video_BTHWC)
+        patches = patchify(target, self.config.patch)
+        latents = self.encode_tokens(patches, masked_BTP, segment_BT)
+        output = self.decode_tokens(latents, segment_BT)
+        error = (output.float() - patches).square()
+        if self.config.masked_loss_only:
+            error = error[masked_BTP]
+        losses = {"mse": error.mean()}
+        if perceptual is not None:
+            image = self.denormalise(unpatchify(output.float(), self.config.frame, self.config.patch)).clamp(0, 1)
+            losses["lpips"] = perceptual(image.flatten(0, 1), self.denormalise(target).flatten(0, 1)).mean()
+        return losses

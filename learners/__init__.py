@@ -1,0 +1,1 @@
+"""How the models improve: one class per stage, each with `step(index)`, `state()` and `restore()`. No Ray in here."""

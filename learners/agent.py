@@ -1,0 +1,156 @@
+"""Stage 3: the world model learns the task, the policy and the reward (paper, section 3.3, equation 9).
+
+Also the strong baseline without imagination: filtered behaviour cloning, a policy head on the frozen model that
+imitates the successful demonstrations only.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dreamer4.agent import Heads, head_losses, masked_mean
+from dreamer4.data.clips import ClipSampler
+from dreamer4.dynamics import Dynamics
+from dreamer4.errors import ConfigError
+from dreamer4.heads import PolicyHead, mtp_targets
+from dreamer4.imagination import ImaginationConfig, WorldStream, noise_like
+from dreamer4.normalise import RmsNormaliser
+from dreamer4.rng import generator
+from dreamer4.shortcut import ShortcutConfig, shortcut_error
+from dreamer4.types import Clip
+from learners.dynamics import noised, separate_images, targets
+from learners.learner import Learner
+from learners.optim import OptimConfig
+
+
+@dataclass(frozen=True)
+class AgentTraining:
+    steps: int = 1500
+    batch: int = 32
+    length: int = 8
+    image_share: float = 0.3
+    # Half of the rows uniform, half relevant: the model learns the video from the uniform half, behaviour from the
+    # relevant one, so that neither becomes optimistic. "all": every recording is of the task, all rows do both.
+    relevant: Literal["all", "success"] = "all"
+    context_share: float = 0.0  # [G] share of frames at the signal level that the heads act at
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    save_every: int = 250
+
+    def __post_init__(self) -> None:
+        if self.relevant not in ("all", "success"):
+            raise ConfigError(f"agent_training.relevant must be 'all' or 'success', got '{self.relevant}'")
+
+
+class AgentModel(nn.Module):
+    """Dynamics and heads under the names that checkpoints of this stage use."""
+
+    def __init__(self, dynamics: Dynamics, heads: Heads):
+        super().__init__()
+        self.dynamics, self.heads = dynamics, heads
+
+
+class AgentLearner(Learner):
+    """Finetunes the dynamics with agent tokens and heads on a mixture of uniform and relevant clips."""
+
+    stage = "agent"
+
+    def __init__(
+        self,
+        dynamics: Dynamics,
+        heads: Heads,
+        training: AgentTraining,
+        shortcut: ShortcutConfig,
+        clips: ClipSampler,
+        relevant_E: np.ndarray,
+        seed: int,
+    ):
+        names = ["shortcut", "policy", "reward"] + (["continue"] if heads.continues is not None else [])
+        super().__init__(AgentModel(dynamics, heads), RmsNormaliser(names), training.optim, training.steps)
+        self.dynamics, self.heads, self.training, self.clips, self.seed = dynamics, heads, training, clips, seed
+        self.shortcut = replace(shortcut, context_share=training.context_share)
+        self.relevant_E = relevant_E
+
+    def losses(self, index: int) -> dict[str, Tensor]:
+        noise = generator(self.seed, self.stage, index)
+        device = self.dynamics.latent_in.weight.device
+        batch, length = self.training.batch, self.training.length
+        if self.training.relevant == "all":
+            clip, cloned_B, modelled_B = self.clips.batch(index, batch, length), None, None
+        else:
+            clip, relevant_B = self.clips.mixture(index, batch, length, self.relevant_E)
+            cloned_B, modelled_B = relevant_B.to(device), ~relevant_B.to(device)
+        clip = separate_images(clip, self.training.image_share, noise).to(device)
+        return self.clip_losses(clip, noise, cloned_B, modelled_B)
+
+    def clip_losses(
+        self, clip: Clip, noise: torch.Generator, cloned_B: Tensor | None, modelled_B: Tensor | None
+    ) -> dict[str, Tensor]:
+        """All terms of one pass: behaviour of the rows `cloned_B`, video of the rows `modelled_B`, rewards of all."""
+        z, levels = noised(clip, self.shortcut, noise)
+        target = targets(self.dynamics, clip, z, levels, self.shortcut)
+        output = self.dynamics(
+            z,
+            levels.tau_idx,
+            levels.step_idx,
+            clip.act_in_BTA,
+            clip.act_in_known_BT,
+            clip.segment_BT,
+            clip.task_BT,
+        )
+        error_BT = shortcut_error(output.clean_BTSD, target, levels, self.shortcut.ramp)
+        modelled_BT = torch.ones_like(error_BT, dtype=torch.bool)
+        if modelled_B is not None:
+            modelled_BT = modelled_BT & modelled_B[:, None]
+        assert output.features_BTM is not None
+        heads = head_losses(self.heads, output.features_BTM.float(), clip, cloned_B)
+        return {"shortcut": masked_mean(error_BT, modelled_BT), **heads}
+
+
+class FilteredBCLearner(Learner):
+    """A policy head that clones successful episodes, on the frozen agent's features of clean contexts.
+
+    It reads the features that act in the environment (every frame at the context's signal level), starts from the
+    behaviour-cloned head, and never sees the world model's imagination: what the same data gives without it.
+    """
+
+    stage = "filtered_bc"
+
+    def __init__(
+        self,
+        dynamics: Dynamics,
+        policy: PolicyHead,
+        training: AgentTraining,
+        shortcut: ShortcutConfig,
+        clips: ClipSampler,
+        seed: int,
+    ):
+        dynamics.requires_grad_(False)
+        super().__init__(policy, RmsNormaliser(["policy"]), training.optim, training.steps)
+        self.dynamics, self.policy, self.training, self.shortcut = dynamics, policy, training, shortcut
+        self.clips, self.seed = clips, seed
+
+    def losses(self, index: int) -> dict[str, Tensor]:
+        device = self.dynamics.latent_in.weight.device
+        clip = self.clips.batch(index, self.training.batch, self.training.length).to(device)
+        features_BTM = context_features(self.dynamics, clip, self.shortcut, generator(self.seed, self.stage, index))
+        actions, mask = mtp_targets(clip.act_out_BTA, clip.act_out_known_BT, clip.segment_BT, self.policy.offsets)
+        return {"policy": masked_mean(-self.policy(features_BTM).log_prob(actions), mask)}
+
+
+@torch.no_grad()
+def context_features(dynamics: Dynamics, clip: Clip, shortcut: ShortcutConfig, noise: torch.Generator) -> Tensor:
+    """Agent features `[B, T, M]` of a clip of latents as the acting agent sees it."""
+    assert clip.latents_BTSD is not None
+    stream = WorldStream(dynamics, shortcut, ImaginationConfig(), clip.batch, clip.task_BT[:, -1])
+    features = stream.observe(
+        clip.latents_BTSD,
+        clip.act_in_BTA,
+        clip.act_in_known_BT,
+        noise_like(clip.latents_BTSD, noise),
+        clip.segment_BT,
+    )
+    assert features is not None
+    return features

@@ -1,0 +1,111 @@
+"""Stage 2: the world model learns by shortcut forcing (paper, section 3.2, equation 7)."""
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from dreamer4.data.clips import ClipSampler
+from dreamer4.dynamics import Dynamics
+from dreamer4.errors import ConfigError
+from dreamer4.normalise import RmsNormaliser
+from dreamer4.rng import generator
+from dreamer4.shortcut import (
+    Levels,
+    ShortcutConfig,
+    bootstrapped_rows,
+    corrupt,
+    sample_levels,
+    shortcut_error,
+    shortcut_targets,
+)
+from dreamer4.types import Clip
+from learners.learner import Learner
+from learners.optim import OptimConfig
+
+
+@dataclass(frozen=True)
+class DynamicsTraining:
+    """Short clips mostly, long ones sometimes: longer than the window, so that length generalises."""
+
+    steps: int = 3000
+    batch: int = 32
+    length: int = 8
+    long_length: int = 16
+    long_share: float = 0.1  # [G] of the steps
+    long_batch: int = 16
+    long_only_steps: int = 0  # the paper finetunes on long batches in the end
+    image_share: float = 0.3  # rows whose frames are separate images
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    save_every: int = 250
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.image_share <= 1 or not 0 <= self.long_share <= 1:
+            raise ConfigError(f"image_share ({self.image_share}) and long_share ({self.long_share}) are shares of 1")
+
+    def batch_shape(self, seed: int, index: int) -> tuple[int, int]:
+        """Rows and frames of batch number `index`."""
+        draw = float(torch.rand((), generator=generator(seed, "batch length", index)))
+        long = draw < self.long_share or index >= self.steps - self.long_only_steps
+        return (self.long_batch, self.long_length) if long else (self.batch, self.length)
+
+
+def separate_images(clip: Clip, share: float, noise: torch.Generator) -> Clip:
+    """Makes separate images of a share of the rows: no frame sees another, and actions are missing (section 5.3)."""
+    image_B1 = (torch.rand((clip.batch, 1), generator=noise, device=noise.device) < share).to(clip.segment_BT.device)
+    own_T = torch.arange(clip.length, device=clip.segment_BT.device)
+    return replace(
+        clip,
+        segment_BT=torch.where(image_B1, own_T, clip.segment_BT),
+        act_in_known_BT=clip.act_in_known_BT & ~image_B1,
+    )
+
+
+def noised(clip: Clip, shortcut: ShortcutConfig, noise: torch.Generator) -> tuple[Tensor, Levels]:
+    """Corrupted latents `[B, T, S, D]` and their levels."""
+    assert clip.latents_BTSD is not None
+    device = clip.latents_BTSD.device
+    drawn = sample_levels(shortcut, clip.batch, clip.length, noise)
+    levels = Levels(drawn.tau_idx.to(device), drawn.step_idx.to(device), drawn.k_max)
+    gaussian = torch.randn(clip.latents_BTSD.shape, generator=noise, device=noise.device).to(device)
+    return corrupt(clip.latents_BTSD, gaussian, levels.tau), levels
+
+
+def targets(dynamics: Dynamics, clip: Clip, noised_BTSD: Tensor, levels: Levels, shortcut: ShortcutConfig) -> Tensor:
+    """Clean latents, or the teacher's where the step is larger than the finest; the teacher is the model itself."""
+    assert clip.latents_BTSD is not None
+    rows = bootstrapped_rows(shortcut, clip.batch)
+    if rows.stop == 0:
+        return clip.latents_BTSD
+
+    def teacher(z: Tensor, tau_idx: Tensor, step_idx: Tensor) -> Tensor:
+        actions, known, segments = clip.act_in_BTA[rows], clip.act_in_known_BT[rows], clip.segment_BT[rows]
+        return dynamics(z, tau_idx, step_idx, actions, known, segments).clean_BTSD
+
+    some = Levels(levels.tau_idx[rows], levels.step_idx[rows], levels.k_max)
+    bootstrap = shortcut_targets(teacher, clip.latents_BTSD[rows], noised_BTSD[rows], some)
+    return torch.cat([bootstrap, clip.latents_BTSD[rows.stop :]])
+
+
+class DynamicsLearner(Learner):
+    stage = "dynamics"
+
+    def __init__(
+        self, dynamics: Dynamics, training: DynamicsTraining, shortcut: ShortcutConfig, clips: ClipSampler, seed: int
+    ):
+        super().__init__(dynamics, RmsNormaliser(["shortcut"]), training.optim, training.steps)
+        self.dynamics, self.training, self.shortcut, self.clips, self.seed = dynamics, training, shortcut, clips, seed
+
+    def losses(self, index: int) -> dict[str, Tensor]:
+        noise = generator(self.seed, self.stage, index)
+        clip = self.clips.batch(index, *self.training.batch_shape(self.seed, index))
+        clip = separate_images(clip, self.training.image_share, noise).to(self.dynamics.latent_in.weight.device)
+        return {"shortcut": self.shortcut_loss(clip, noise)}
+
+    def shortcut_loss(self, clip: Clip, noise: torch.Generator) -> Tensor:
+        z, levels = noised(clip, self.shortcut, noise)
+        target = targets(self.dynamics, clip, z, levels, self.shortcut)  # before the student: no graph is kept
+        output = self.dynamics(
+            z, levels.tau_idx, levels.step_idx, clip.act_in_BTA, clip.act_in_known_BT, clip.segment_BT
+        )
+        return shortcut_error(output.clean_BTSD, target, levels, self.shortcut.ramp).mean()

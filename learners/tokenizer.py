@@ -1,0 +1,60 @@
+"""Stage 1: the tokenizer learns to reconstruct masked frames (paper, section 3.1, equation 5)."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from dreamer4.data.clips import ClipSampler
+from dreamer4.normalise import RmsNormaliser
+from dreamer4.perceptual import Perceptual
+from dreamer4.rng import generator
+from dreamer4.tokenizer import Tokenizer
+from learners.learner import Learner
+from learners.optim import OptimConfig
+
+
+@dataclass(frozen=True)
+class TokenizerTraining:
+    steps: int = 1500
+    batch: int = 24
+    length: int = 4  # frames per clip
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    save_every: int = 250
+    perceptual_vgg: str | None = None  # weight files of LPIPS, see docs/perceptual.md
+    perceptual_linear: str | None = None
+
+
+class TokenizerLearner(Learner):
+    stage = "tokenizer"
+
+    def __init__(self, tokenizer: Tokenizer, training: TokenizerTraining, clips: ClipSampler, seed: int):
+        self.perceptual = None
+        if training.perceptual_vgg and training.perceptual_linear:
+            self.perceptual = Perceptual.load(training.perceptual_vgg, training.perceptual_linear)
+            self.perceptual.to(tokenizer.pixel_mean.device)
+        names = ["mse"] if self.perceptual is None else ["mse", "lpips"]
+        super().__init__(tokenizer, RmsNormaliser(names), training.optim, training.steps)
+        self.tokenizer, self.training, self.clips, self.seed = tokenizer, training, clips, seed
+
+    def losses(self, index: int) -> dict[str, Tensor]:
+        device = self.tokenizer.pixel_mean.device
+        clip = self.clips.batch(index, self.training.batch, self.training.length).to(device)
+        assert clip.video_BTHWC is not None
+        noise = generator(self.seed, self.stage, index)
+        masked = self.tokenizer.sample_mask(clip.batch, clip.length, noise).to(device)
+        return self.tokenizer.losses(clip.video_BTHWC, clip.segment_BT, masked, self.perceptual)
+
+    def weight(self, name: str) -> float:
+        return self.tokenizer.config.lpips_weight if name == "lpips" else 1.0
+
+    @torch.no_grad()
+    def validate(self, clips: ClipSampler, batches: int = 4) -> dict[str, float]:
+        """Squared error in [0, 1] units of unmasked reconstructions, as PSNR in dB."""
+        errors = []
+        for index in range(batches):
+            clip = clips.batch(index, self.training.batch, self.training.length).to(self.tokenizer.pixel_mean.device)
+            assert clip.video_BTHWC is not None
+            output = self.tokenizer.decode(self.tokenizer.encode(clip.video_BTHWC, clip.segment_BT), clip.segment_BT)
+            errors.append((output - clip.video_BTHWC.float() / 255).square().mean())
+        return {"validation_psnr": float(-10 * torch.stack(errors).mean().log10())}
