@@ -4,6 +4,8 @@ Stateless but for its weights: rollout number i is a function of (seed, i, weigh
 anywhere. A plain class; `cluster.placement` makes an actor of it.
 """
 
+import copy
+
 import torch
 
 from dreamer4.agent import Heads
@@ -36,9 +38,9 @@ class ImaginationWorker:
         seed: int,
         shuffle_actions: bool = False,
     ):
-        for module in (dynamics, heads, policy):
+        self.dynamics, self.heads, self.policy = dynamics, heads, copy.deepcopy(policy)
+        for module in (self.dynamics, self.heads, self.policy):
             module.requires_grad_(False).eval()
-        self.dynamics, self.heads, self.policy = dynamics, heads, policy
         self.contexts, self.shortcut, self.config = contexts, shortcut, config
         self.batch, self.seed, self.shuffle_actions = batch, seed, shuffle_actions
         self.version = 0
@@ -48,10 +50,8 @@ class ImaginationWorker:
         return self.dynamics.latent_in.weight.device
 
     def set_weights(self, weights: Weights) -> int:
-        """Takes a version of the policy head; returns its number."""
-        own = self.policy.state_dict()
-        for name, value in weights.policy.items():
-            own[name].copy_(torch.from_numpy(value.copy()))
+        """Takes a version of the policy head; returns its number. Arrays from the object store are read-only."""
+        self.policy.load_state_dict({name: torch.from_numpy(value.copy()) for name, value in weights.policy.items()})
         self.version = weights.version
         return self.version
 

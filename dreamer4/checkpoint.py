@@ -180,7 +180,7 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[
         plain[name] = tensor.clone() if storage in storages else tensor
         storages.add(storage)
     try:
-        save_file(plain, path, dict(metadata or {}))
+        save_file(plain, path, dict(metadata) if metadata else None)
     except SafetensorError as error:  # how safetensors reports a full disk
         raise RunError(f"can't write '{path}': {error}") from error
 

@@ -38,7 +38,7 @@ class ScalarHead(nn.Module):
         super().__init__()
         self.offsets = offsets
         self.mlp = Mlp(width, hidden, layers, offsets * bins)
-        self.twohot = TwoHot(bins)
+        self.two_hot = TwoHot(bins)
 
     def forward(self, features_BTM: Tensor) -> Tensor:
         """Logits `[B, T, offsets, bins]`."""
@@ -46,11 +46,11 @@ class ScalarHead(nn.Module):
 
     def predict(self, features_BTM: Tensor, offset: int = 0) -> Tensor:
         """The mean `[B, T]` of the number at frame t + offset."""
-        return self.twohot.decode(self(features_BTM)[..., offset, :])
+        return self.two_hot.decode(self(features_BTM)[..., offset, :])
 
     def loss(self, features_BTM: Tensor, targets_BTL: Tensor) -> Tensor:
         """Cross entropy `[B, T, offsets]` with the targets, through which no gradient flows."""
-        return self.twohot.loss(self(features_BTM), targets_BTL)
+        return self.two_hot.loss(self(features_BTM), targets_BTL)
 
 
 class PolicyHead(nn.Module):

@@ -16,10 +16,10 @@ from dreamer4.data.clips import ClipSampler
 from dreamer4.dynamics import Dynamics
 from dreamer4.errors import ConfigError
 from dreamer4.heads import PolicyHead, mtp_targets
-from dreamer4.imagination import ImaginationConfig, WorldStream, noise_like
+from dreamer4.imagination import noise_like
 from dreamer4.normalise import RmsNormaliser
 from dreamer4.rng import generator
-from dreamer4.shortcut import ShortcutConfig, shortcut_error
+from dreamer4.shortcut import Levels, ShortcutConfig, corrupt, shortcut_error
 from dreamer4.types import Clip
 from learners.dynamics import noised, separate_images, targets
 from learners.learner import Learner
@@ -42,6 +42,10 @@ class AgentTraining:
     def __post_init__(self) -> None:
         if self.relevant not in ("all", "success"):
             raise ConfigError(f"agent_training.relevant must be 'all' or 'success', got '{self.relevant}'")
+        if not 0 <= self.image_share <= 1 or not 0 <= self.context_share <= 1:
+            raise ConfigError(
+                f"image_share ({self.image_share}) and context_share ({self.context_share}) are shares of 1"
+            )
 
 
 class AgentModel(nn.Module):
@@ -144,13 +148,17 @@ class FilteredBCLearner(Learner):
 def context_features(dynamics: Dynamics, clip: Clip, shortcut: ShortcutConfig, noise: torch.Generator) -> Tensor:
     """Agent features `[B, T, M]` of a clip of latents as the acting agent sees it."""
     assert clip.latents_BTSD is not None
-    stream = WorldStream(dynamics, shortcut, ImaginationConfig(), clip.batch, clip.task_BT[:, -1])
-    features = stream.observe(
-        clip.latents_BTSD,
+    level_BT = torch.full_like(clip.task_BT, shortcut.context_idx)
+    levels = Levels(level_BT, torch.full_like(level_BT, shortcut.finest), shortcut.k_max)
+    noised_BTSD = corrupt(clip.latents_BTSD, noise_like(clip.latents_BTSD, noise), levels.tau)
+    features = dynamics(
+        noised_BTSD,
+        levels.tau_idx,
+        levels.step_idx,
         clip.act_in_BTA,
         clip.act_in_known_BT,
-        noise_like(clip.latents_BTSD, noise),
         clip.segment_BT,
-    )
+        clip.task_BT,  # of every frame: the episodes of a row may pursue different tasks
+    ).features_BTM
     assert features is not None
     return features

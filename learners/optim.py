@@ -74,11 +74,16 @@ class Optimizer:
         self.adamw.load_state_dict({**self.adamw.state_dict(), "state": state})
 
 
-def check_finite(stage: str, index: int, values: dict[str, float]) -> None:
-    """Raises `NonFiniteError`, naming stage, step and term, before a bad update reaches the weights."""
+def check_finite(stage: str, index: int, values: dict[str, float], rate: str | None = None) -> None:
+    """Raises `NonFiniteError`, naming stage, step and term, before a bad update reaches the weights.
+
+    Args:
+        rate: the setting of the learning rate, None = that of the stage's only optimiser.
+    """
     for name, value in values.items():
         if not math.isfinite(value):
             raise NonFiniteError(
                 f"{stage}: '{name}' is {value} at step {index}; the weights were not updated and the last checkpoint "
-                f"is good: lower the learning rate ({stage}_training.optim.lr), then start the same command again"
+                f"is good: lower the learning rate ({rate or f'{stage}_training.optim.lr'}), then start the same "
+                f"command again"
             )

@@ -16,9 +16,12 @@ from dreamer4.errors import ConfigError
 from dreamer4.heads import PolicyHead, ScalarHead
 from dreamer4.pmpo import pmpo_loss
 from dreamer4.returns import lambda_returns
+from dreamer4.rng import seed_of
 from dreamer4.types import Rollout
 from learners.learner import load_weights
 from learners.optim import OptimConfig, Optimizer, check_finite
+
+RATES = "policy.policy_optim.lr or policy.value_optim.lr"  # the settings that a non-finite update points to
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class PolicyTraining:
     def __post_init__(self) -> None:
         if not 0 < self.discount <= 1 or not 0 <= self.lam <= 1 or not 0 <= self.alpha <= 1:
             raise ConfigError(f"discount ({self.discount}), lam ({self.lam}) and alpha ({self.alpha}) are in [0, 1]")
+        if self.beta < 0:
+            raise ConfigError(f"beta must not be negative, got {self.beta}: it keeps the policy near the prior")
         if self.max_staleness < 0 or self.rollouts_per_step < 1:
             raise ConfigError(
                 f"max_staleness ({self.max_staleness}) must be at least 0, rollouts_per_step "
@@ -65,14 +70,17 @@ class PolicyLearner:
 
     Args:
         policy: the behaviour-cloned head; a frozen copy of it becomes the prior.
+        seed: of the value head's first weights.
     """
 
     stage = "policy"
 
-    def __init__(self, policy: PolicyHead, width: int, training: PolicyTraining):
+    def __init__(self, policy: PolicyHead, width: int, training: PolicyTraining, seed: int = 0):
         self.policy, self.training = policy, training
         self.prior = copy.deepcopy(policy).requires_grad_(False)
-        self.value = ScalarHead(width, training.value_hidden, training.value_layers, 1, training.bins)
+        with torch.random.fork_rng(devices=[]):  # modules draw their weights from torch's global generator
+            torch.manual_seed(seed_of(seed, self.stage, "value weights"))
+            self.value = ScalarHead(width, training.value_hidden, training.value_layers, 1, training.bins)
         self.device = next(policy.parameters()).device
         self.value.to(self.device)
         self.policy_optimizer = Optimizer(training.policy_optim, [policy], training.steps)
@@ -96,21 +104,21 @@ class PolicyLearner:
         )
         weight = survival(keeps)
 
-        value_logits = self.value(features)[:, :, 0]
-        value = self.value.twohot.decode(value_logits).detach()
+        with torch.no_grad():
+            value = self.value.predict(features)
         returns = lambda_returns(reward, keeps, value, t.discount, t.lam)
         advantage = returns - value[:, :-1]
-        errors = self.value.twohot.loss(value_logits[:, :-1], returns)
+        errors = self.value.loss(features[:, :-1], returns[..., None])[..., 0]
         value_loss = (errors * weight).sum() / weight.sum()
 
         distribution = self.policy(features[:, :-1]).at(0)
-        prior = self.prior(features[:, :-1]).at(0)
-        terms = pmpo_loss(distribution.log_prob(actions), advantage, distribution.kl(prior), weight, t.alpha, t.beta)
+        divergence = distribution.kl(self.prior(features[:, :-1]).at(0))
+        terms = pmpo_loss(distribution.log_prob(actions), advantage, divergence, weight, t.alpha, t.beta)
 
-        check_finite(self.stage, index, {"value": float(value_loss), "policy": float(terms.loss)})
+        check_finite(self.stage, index, {"value": float(value_loss), "policy": float(terms.loss)}, RATES)
         value_norm = float(self.value_optimizer.gradients(value_loss))
         policy_norm = float(self.policy_optimizer.gradients(terms.loss))
-        check_finite(self.stage, index, {"value_norm": value_norm, "policy_norm": policy_norm})
+        check_finite(self.stage, index, {"value_norm": value_norm, "policy_norm": policy_norm}, RATES)
         self.value_optimizer.apply(index)
         if index >= t.warmup_steps:
             self.policy_optimizer.apply(index)
@@ -120,7 +128,7 @@ class PolicyLearner:
                 "policy": float(terms.loss),
                 "positive": float(terms.positive),
                 "negative": float(terms.negative),
-                "kl": float(terms.kl),
+                "kl": float((divergence * weight).sum() / weight.sum()),  # in nats, without beta
                 "value": float(value_loss),
                 "imagined_return": float(discounted(reward, weight, t.discount).mean()),
                 "value_start": float(value[:, 0].mean()),

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from dreamer4.data.clips import ClipSampler
+from dreamer4.errors import ConfigError
 from dreamer4.normalise import RmsNormaliser
 from dreamer4.perceptual import Perceptual
 from dreamer4.rng import generator
@@ -23,6 +24,13 @@ class TokenizerTraining:
     save_every: int = 250
     perceptual_vgg: str | None = None  # weight files of LPIPS, see docs/perceptual.md
     perceptual_linear: str | None = None
+
+    def __post_init__(self) -> None:
+        if bool(self.perceptual_vgg) != bool(self.perceptual_linear):
+            raise ConfigError(
+                f"LPIPS needs both files: perceptual_vgg is {self.perceptual_vgg!r}, perceptual_linear is "
+                f"{self.perceptual_linear!r}; give both or neither"
+            )
 
 
 class TokenizerLearner(Learner):

@@ -1,0 +1,140 @@
+"""The cache of time layers: streaming equals one banded pass, and only commits change what is remembered."""
+
+import pytest
+import torch
+from factories import normal, tiny_transformer
+from torch import Tensor
+
+from dreamer4.cache import TimeCache
+from dreamer4.transformer import Transformer, rope_angles
+
+SLOTS, WINDOW = 3, 4
+
+
+def run(model: Transformer, x: Tensor, **arguments) -> Tensor:
+    with torch.no_grad():
+        return model(x, rope_angles(torch.arange(SLOTS), model.config.head_size, 10_000.0), **arguments)
+
+
+def model_of(time_layers: int, soft_cap: float | None = 50.0) -> Transformer:
+    return tiny_transformer(depth=2 * time_layers, window=WINDOW, soft_cap=soft_cap)
+
+
+def stream(model: Transformer, x: Tensor, chunks: list[int], segment_BT: Tensor | None = None) -> Tensor:
+    cache, out, start = model.init_cache(x.shape[0], SLOTS), [], 0
+    for length in chunks:
+        own = None if segment_BT is None else segment_BT[:, start : start + length]
+        own = None if own is None else own - segment_BT[:, max(start - 1, 0), None]
+        out.append(run(model, x[:, start : start + length], segment_BT=own, cache=cache, commit=True))
+        start += length
+    assert start == x.shape[1]
+    return torch.cat(out, dim=1)
+
+
+def snapshot(cache: TimeCache) -> list[Tensor]:
+    tensors = [*cache.keys, *cache.values, cache.valid_BC, cache.frame_C, torch.tensor(cache.position)]
+    return [tensor.clone() for tensor in tensors]
+
+
+def same(a: list[Tensor], b: list[Tensor]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("time_layers", [1, 2, 3])
+@pytest.mark.parametrize("soft_cap", [50.0, None])
+@pytest.mark.parametrize("chunks", [[1] * 13, [5, 1, 1, 3, 3], [2, 11], [13]])
+def test_streaming_equals_one_banded_pass(time_layers: int, soft_cap: float | None, chunks: list[int]):
+    """Invariant 14: more than three windows, frame by frame and in chunks shorter and longer than the window."""
+    model, x = model_of(time_layers, soft_cap), normal(2, 13, SLOTS, 16)
+    assert (stream(model, x, chunks) - run(model, x)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("time_layers", [1, 2, 3])
+def test_recomputing_the_last_window_is_another_thing_with_several_time_layers(time_layers: int):
+    """Invariant 14, negative control: equality must hold for exactly one time layer."""
+    model, x = model_of(time_layers), normal(2, 13, SLOTS, 16)
+    recomputed = run(model, x[:, -WINDOW:])[:, -1]
+    difference = (stream(model, x, [1] * 13)[:, -1] - recomputed).abs().max()
+    assert (difference < 1e-5) if time_layers == 1 else (difference > 1e-2)
+
+
+def test_the_frame_that_left_the_window_is_forgotten():
+    model, x = model_of(1), normal(1, 9, SLOTS, 16)
+    other = x.clone()
+    other[:, :5] = normal(1, 5, SLOTS, 16, seed=1)
+    before, after = (stream(model, frames, [1] * 9) for frames in (x, other))
+    assert torch.equal(before[:, 8], after[:, 8])  # sees frames 5 to 8
+    assert not torch.equal(before[:, 7], after[:, 7])  # sees frames 4 to 7
+
+
+def test_only_a_commit_changes_the_cache():
+    """Invariant 15."""
+    model, x = model_of(2), normal(2, 8, SLOTS, 16)
+    cache = model.init_cache(2, SLOTS)
+    run(model, x[:, :6], cache=cache, commit=True)
+    before = snapshot(cache)
+    looked = run(model, x[:, 6:7], cache=cache)
+    assert same(before, snapshot(cache))
+    assert torch.equal(looked, run(model, x[:, 6:7], cache=cache, commit=True))
+    assert not same(before, snapshot(cache))
+
+
+def test_any_number_of_looks_leads_to_the_same_commit():
+    """Invariant 15: 4 or 16 denoising passes before a commit leave identical caches."""
+    model, x = model_of(2), normal(2, 8, SLOTS, 16)
+    caches = [model.init_cache(2, SLOTS) for _ in range(2)]
+    for cache, looks in zip(caches, (4, 16), strict=True):
+        for t in range(8):
+            for i in range(looks):
+                run(model, normal(2, 1, SLOTS, 16, seed=i), cache=cache)
+            run(model, x[:, t : t + 1], cache=cache, commit=True)
+    assert same(snapshot(caches[0]), snapshot(caches[1]))
+
+
+def test_a_reset_row_starts_anew_and_its_neighbour_goes_on():
+    model, x = model_of(2), normal(2, 9, SLOTS, 16)
+    cache = model.init_cache(2, SLOTS)
+    run(model, x[:, :5], cache=cache, commit=True)
+    cache.reset(torch.tensor([True, False]))
+    rest = torch.cat([run(model, x[:, t : t + 1], cache=cache, commit=True) for t in range(5, 9)], dim=1)
+    assert torch.allclose(rest[:1], run(model, x[:1, 5:]), atol=1e-5)
+    assert torch.allclose(rest[1:], run(model, x[1:])[:, 5:], atol=1e-5)
+
+
+@pytest.mark.parametrize("chunks", [[1] * 10, [3, 3, 4], [8, 2]])
+def test_segments_hold_across_chunks(chunks: list[int]):
+    """Segment 0 of a chunk continues what the cache holds, later ones are cut off from it."""
+    segments = torch.tensor([[0, 0, 1, 1, 1, 1, 1, 2, 2, 2], [0, 0, 0, 0, 0, 0, 0, 0, 1, 1]])
+    model, x = model_of(2), normal(2, 10, SLOTS, 16)
+    expected = run(model, x, segment_BT=segments)
+    assert torch.allclose(stream(model, x, chunks, segments), expected, atol=1e-5)
+    assert not torch.allclose(run(model, x), expected, atol=1e-2)
+
+
+def test_a_clone_lives_its_own_life():
+    model, x = model_of(1), normal(1, 6, SLOTS, 16)
+    cache = model.init_cache(1, SLOTS)
+    run(model, x[:, :4], cache=cache, commit=True)
+    copy, before = cache.clone(), snapshot(cache)
+    run(model, x[:, 4:], cache=copy, commit=True)
+    assert same(before, snapshot(cache))
+    assert copy.position == 6
+
+
+def test_memory_does_not_grow_and_the_clock_never_resets():
+    model = model_of(1)
+    cache = model.init_cache(1, SLOTS)
+    sizes = [tensor.shape for tensor in cache.keys]
+    for _ in range(3 * WINDOW):
+        run(model, normal(1, 1, SLOTS, 16), cache=cache, commit=True)
+    assert [tensor.shape for tensor in cache.keys] == sizes
+    assert cache.slots == WINDOW - 1
+    assert cache.position == 3 * WINDOW
+    assert sorted(cache.frame_C.tolist()) == [9, 10, 11]
+
+
+def test_streaming_under_autocast_equals_the_batch_under_autocast():
+    model, x = model_of(2), normal(2, 9, SLOTS, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        difference = (stream(model, x, [1] * 9) - run(model, x)).abs().max()
+    assert difference < 0.1
