@@ -68,8 +68,10 @@ quickstart: $(VENV)/.core
 	$(BIN)/dreamer4 quickstart $(if $(SMOKE),--smoke) --run $(RUN)
 
 # make turns every exit status into 2. With STATUS=FILE pytest's own is written there and make succeeds (.ci/run reads it).
+# A crashed worker ends the run: pytest-xdist can wait for ever for the one that replaces it.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --max-worker-restart 0 -ra $(ARGS)
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -ra $(ARGS)$(if $(STATUS),; echo $$? >"$(STATUS)")
+	$(PYTEST)$(if $(STATUS),; echo $$? >"$(STATUS)")
 
 ruff: install
 	$(BIN)/python -m ruff check .

@@ -41,7 +41,8 @@ class Learner(ABC):
             NonFiniteError: a loss or the gradient's norm is not finite; neither weights nor normaliser have changed.
         """
         losses = self.losses(index)
-        check_finite(self.stage, index, {name: float(loss) for name, loss in losses.items()})
+        values = {name: float(loss.detach()) for name, loss in losses.items()}
+        check_finite(self.stage, index, values)
         before = {name: buffer.clone() for name, buffer in self.normaliser.state_dict().items()}
         self.normaliser.update({name: loss.detach() for name, loss in losses.items()})
         scaled = self.normaliser.scale(losses)
@@ -52,7 +53,7 @@ class Learner(ABC):
             self.normaliser.load_state_dict(before)
             raise
         lr = self.optimizer.apply(index)
-        return {**{name: float(loss) for name, loss in losses.items()}, "gradient_norm": norm, "lr": lr}
+        return {**values, "gradient_norm": norm, "lr": lr}
 
     def weights(self) -> dict[str, Tensor]:
         return self.module.state_dict()

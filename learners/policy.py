@@ -115,7 +115,8 @@ class PolicyLearner:
         divergence = distribution.kl(self.prior(features[:, :-1]).at(0))
         terms = pmpo_loss(distribution.log_prob(actions), advantage, divergence, weight, t.alpha, t.beta)
 
-        check_finite(self.stage, index, {"value": float(value_loss), "policy": float(terms.loss)}, RATES)
+        losses = {"value": float(value_loss.detach()), "policy": float(terms.loss.detach())}
+        check_finite(self.stage, index, losses, RATES)
         value_norm = float(self.value_optimizer.gradients(value_loss))
         policy_norm = float(self.policy_optimizer.gradients(terms.loss))
         check_finite(self.stage, index, {"value_norm": value_norm, "policy_norm": policy_norm}, RATES)
@@ -125,11 +126,10 @@ class PolicyLearner:
         self.updates += 1
         with torch.no_grad():
             return {
-                "policy": float(terms.loss),
-                "positive": float(terms.positive),
-                "negative": float(terms.negative),
+                **losses,
+                "positive": float(terms.positive.detach()),
+                "negative": float(terms.negative.detach()),
                 "kl": float((divergence * weight).sum() / weight.sum()),  # in nats, without beta
-                "value": float(value_loss),
                 "imagined_return": float(discounted(reward, weight, t.discount).mean()),
                 "value_start": float(value[:, 0].mean()),
                 "advantage_positive": float((advantage >= 0).float().mean()),

@@ -1,7 +1,7 @@
 import pytest
 import torch
+from states import assert_equal, copied
 from torch import Tensor, nn
-from worlds import assert_equal, copied
 
 from dreamer4.errors import CheckpointError, NonFiniteError
 from dreamer4.normalise import RmsNormaliser
@@ -78,7 +78,7 @@ def test_a_good_update_changes_weights_moments_and_normaliser():
 
 def test_metrics_are_plain_losses_with_gradient_norm_and_rate():
     learner = Regression()
-    expected = {name: float(loss) for name, loss in learner.losses(0).items()}
+    expected = {name: float(loss.detach()) for name, loss in learner.losses(0).items()}
     metrics = learner.step(0)
     assert metrics.keys() == {"fit", "size", "gradient_norm", "lr"}
     assert {name: metrics[name] for name in expected} == expected

@@ -1,0 +1,217 @@
+"""Everything that a run is made of, in one tree of frozen dataclasses, checked when it is built."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from cluster.settings import override
+from dreamer4.agent import HeadsConfig
+from dreamer4.dynamics import DynamicsConfig, check_shortcut
+from dreamer4.envs.registry import EnvSpec, spec
+from dreamer4.errors import ConfigError
+from dreamer4.imagination import ImaginationConfig
+from dreamer4.shortcut import ShortcutConfig
+from dreamer4.tokenizer import TokenizerConfig
+from learners.agent import AgentTraining
+from learners.dynamics import DynamicsTraining
+from learners.policy import PolicyTraining
+from learners.tokenizer import TokenizerTraining
+
+CONTROLS = ("filtered_bc", "horizon_1", "shuffled")  # baselines and negative controls beside the headline
+COMPUTED = ("dynamics.latents", "dynamics.channels", "dynamics.actions", "dynamics.tasks")  # by `resolve`
+
+
+@dataclass(frozen=True)
+class DemonstratorConfig:
+    """Who plays the recordings: a careful and a careless planner take turns by episode, both with random slips."""
+
+    careful_share: float = 0.5  # of the episodes
+    careful_epsilon: float = 0.3  # probability that an action is replaced by a uniform one
+    careless_epsilon: float = 0.1
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    frames: int = 60_000  # to record, in whole episodes
+    shard_frames: int = 10_000  # per Arrow file
+    validation: float = 0.05  # share of the episodes that nothing trains on
+    demonstrator: DemonstratorConfig = field(default_factory=DemonstratorConfig)
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How policies are measured in the real environment."""
+
+    episodes: int = 200  # of every policy
+    parallel: int = 50  # environments in lockstep, per actor
+    actors: int = 2
+    first_seed: int = 1_000_000  # far from those of the recordings
+    max_frames: int = 1000  # longer episodes are cut
+
+
+@dataclass(frozen=True)
+class ResourceConfig:
+    """Where and how wide the run is; may change from start to start of the same run, as may evaluation and logging."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU where the process is given one
+    trainer_gpus: float = 0.0  # fractions share one
+    worker_gpus: float = 0.0  # of every imagination worker
+    workers: int = 1  # that imagine
+    trainer_threads: int = 1  # more than one changes the order of sums, and with it the last bits
+    worker_threads: int = 1
+    collectors: int = 2
+    object_store_mb: int = 500  # of a Ray that the run starts itself
+    dashboard_port: int | None = None  # of such a Ray; none: the first free one from 8265 on
+
+
+@dataclass(frozen=True)
+class LoggingConfig:
+    wandb: bool = False
+    mode: Literal["offline", "online"] = "offline"
+    project: str = "dreamer4"
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One experiment. Presets are complete ones (`cluster.presets`); `resolve` computes what data and tokenizer fix."""
+
+    env: str
+    seed: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    tokenizer_training: TokenizerTraining = field(default_factory=TokenizerTraining)
+    dynamics: DynamicsConfig = field(default_factory=DynamicsConfig)
+    shortcut: ShortcutConfig = field(default_factory=ShortcutConfig)
+    dynamics_training: DynamicsTraining = field(default_factory=DynamicsTraining)
+    heads: HeadsConfig = field(default_factory=HeadsConfig)
+    agent_training: AgentTraining = field(default_factory=AgentTraining)
+    imagination: ImaginationConfig = field(default_factory=ImaginationConfig)
+    policy: PolicyTraining = field(default_factory=PolicyTraining)
+    controls: tuple[str, ...] = ()
+    filtered_bc_training: AgentTraining = field(default_factory=lambda: AgentTraining(steps=300))
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    resources: ResourceConfig = field(default_factory=ResourceConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+    def __post_init__(self) -> None:
+        """Raises `ConfigError` on combinations that can't work; each section has checked itself."""
+        check_shortcut(self.dynamics, self.shortcut)
+        for problem in (*_sizes(self), *_counts(self), *_shares(self)):
+            raise ConfigError(problem)
+
+
+def _sizes(config: RunConfig) -> Iterator[str]:
+    """Relations between sections."""
+    tokenizer, dynamics, imagination = config.tokenizer, config.dynamics, config.imagination
+    transformers = {
+        "tokenizer": [lambda: tokenizer.transformer(tokenizer.encoder_depth)],
+        "dynamics": [dynamics.transformer],
+    }
+    transformers["tokenizer"].append(lambda: tokenizer.transformer(tokenizer.decoder_depth))
+    for name, builds in transformers.items():
+        for build in builds:
+            try:
+                build()
+            except ConfigError as error:
+                yield f"{name}: {error}"
+    steps = imagination.sampling_steps
+    if steps < 1 or steps & (steps - 1) or steps > dynamics.k_max:
+        yield f"imagination.sampling_steps must be a power of two up to dynamics.k_max ({dynamics.k_max}), got {steps}"
+    if imagination.context > dynamics.window:
+        yield f"imagination.context ({imagination.context}) must fit into dynamics.window ({dynamics.window})"
+    long_length = config.dynamics_training.long_length
+    if long_length <= dynamics.window:
+        yield (
+            f"dynamics_training.long_length ({long_length}) must exceed dynamics.window ({dynamics.window}), "
+            "so that the model doesn't take the start of its window for the start of an episode"
+        )
+    for name in config.controls:
+        if name not in CONTROLS:
+            yield f"controls may hold {', '.join(CONTROLS)}, got '{name}'"
+    resources = config.resources
+    if resources.device == "cuda" and not resources.trainer_gpus:
+        yield "resources.device is 'cuda', but no trainer is given a GPU: set resources.trainer_gpus, such as 0.5"
+
+
+def _counts(config: RunConfig) -> Iterator[str]:
+    """Numbers that count something."""
+    sections = {
+        "data": ("frames", "shard_frames"),
+        "tokenizer_training": ("steps", "batch", "length", "save_every"),
+        "dynamics_training": ("steps", "batch", "length", "long_batch", "save_every"),
+        "agent_training": ("steps", "batch", "length", "save_every"),
+        "filtered_bc_training": ("steps", "batch", "length", "save_every"),
+        "policy": ("steps", "batch", "save_every"),
+        "evaluation": ("episodes", "parallel", "actors", "max_frames"),
+        "resources": ("workers", "trainer_threads", "worker_threads", "collectors", "object_store_mb"),
+    }
+    for section, names in sections.items():
+        for name in names:
+            value = getattr(getattr(config, section), name)
+            if value < 1:
+                yield f"{section}.{name} must be at least 1, got {value}"
+
+
+def _shares(config: RunConfig) -> Iterator[str]:
+    """Numbers that are a part of 1."""
+    sections = {
+        "data.demonstrator": (config.data.demonstrator, ("careful_share", "careful_epsilon", "careless_epsilon")),
+        "shortcut": (config.shortcut, ("context_share", "pure_noise", "bootstrap_rows")),
+        "agent_training": (config.agent_training, ("image_share", "context_share")),
+    }
+    for key, (section, names) in sections.items():
+        for name in names:
+            value = getattr(section, name)
+            if value is not None and not 0 <= value <= 1:
+                yield f"{key}.{name} is a share of 1, got {value}"
+    if not 0 < config.data.validation < 1:
+        yield f"data.validation must leave episodes on both sides, so between 0 and 1, got {config.data.validation}"
+    if config.resources.trainer_gpus < 0 or config.resources.worker_gpus < 0:
+        yield "resources.trainer_gpus and resources.worker_gpus can't be negative"
+
+
+def resolve(config: RunConfig, env: EnvSpec | None = None) -> RunConfig:
+    """Fills in the sizes of the world model that tokenizer and environment fix.
+
+    Args:
+        env: what the environment gives and takes; by default looked up under `config.env`.
+
+    Raises:
+        ConfigError: the environment is unknown, or the tokenizer is not made for it.
+    """
+    env = spec(config.env) if env is None else env
+    tokenizer = config.tokenizer
+    if tuple(env.frame_shape) != tokenizer.frame:
+        shape = ",".join(str(size) for size in env.frame_shape)
+        raise ConfigError(
+            f"'{config.env}' gives frames of {tuple(env.frame_shape)}, but tokenizer.frame is {tokenizer.frame}: "
+            f"add tokenizer.frame=[{shape}]"
+        )
+    training = config.tokenizer_training
+    if tokenizer.lpips_weight > 0 and not (training.perceptual_vgg and training.perceptual_linear):
+        raise ConfigError(
+            f"tokenizer.lpips_weight is {tokenizer.lpips_weight}, but no perceptual network is given: set "
+            "tokenizer_training.perceptual_vgg and tokenizer_training.perceptual_linear, or tokenizer.lpips_weight=0"
+        )
+    dynamics = replace(
+        config.dynamics,
+        latents=tokenizer.latents // tokenizer.pack,
+        channels=tokenizer.channels * tokenizer.pack,
+        actions=env.actions.to_json(),
+        tasks=len(env.tasks),
+    )
+    return replace(config, dynamics=dynamics)
+
+
+def configure(base: RunConfig, assignments: Iterable[str]) -> RunConfig:
+    """A preset or an earlier config with `KEY=VALUE`s of the command line, resolved.
+
+    Raises:
+        ConfigError: unknown key, wrong type, impossible combination, or a key that is computed from others.
+    """
+    assignments = list(assignments)
+    for assignment in assignments:
+        key = assignment.partition("=")[0]
+        if key in COMPUTED:
+            raise ConfigError(f"{key} follows from the tokenizer and the environment: set tokenizer.* or env instead")
+    return resolve(override(base, assignments))

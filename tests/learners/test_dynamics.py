@@ -1,0 +1,202 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from factories import changed, frames_that_differ, normal, random_clip, tiny_dynamics
+from resuming import assert_resume_is_exact, assert_steps_differ, everything
+from states import assert_equal
+from worlds import World
+
+from dreamer4.errors import ConfigError, NonFiniteError
+from dreamer4.rng import generator
+from dreamer4.shortcut import ShortcutConfig, shortcut_error
+from learners.dynamics import DynamicsLearner, DynamicsTraining, noised, separate_images, targets
+from learners.optim import OptimConfig
+
+TRAINING = DynamicsTraining(
+    steps=10,
+    batch=4,
+    length=3,
+    long_length=6,
+    long_batch=2,
+    long_share=0.5,
+    optim=OptimConfig(lr=3e-3, warmup_steps=2),
+)
+SHORTCUT = ShortcutConfig(k_max=8)
+
+
+@pytest.fixture
+def make(world: World):
+    def build(weights: int, training: DynamicsTraining = TRAINING, shortcut: ShortcutConfig = SHORTCUT):
+        return DynamicsLearner(tiny_dynamics(weights).train(), training, shortcut, world.clips(), 7)
+
+    return build
+
+
+def parameter_gradients(dynamics, loss):
+    dynamics.zero_grad()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in dynamics.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("bootstrap_rows", [None, 0.5])
+def test_resuming_is_exact(make, tmp_path, bootstrap_rows):
+    shortcut = replace(SHORTCUT, bootstrap_rows=bootstrap_rows)
+    assert_resume_is_exact(lambda weights: make(weights, shortcut=shortcut), tmp_path)
+    assert_steps_differ(make)
+
+
+def test_training_reduces_the_loss(make):
+    learner = make(0)
+    rows = [learner.step(index)["shortcut"] for index in range(60)]
+    assert sum(rows[-10:]) < 0.8 * sum(rows[:10])
+
+
+def test_a_broken_weight_is_named_and_nothing_else_changes(make):
+    learner = make(0)
+    learner.step(0)
+    with torch.no_grad():
+        learner.dynamics.latent_out.bias[0] = float("nan")
+    before = everything(learner)
+    with pytest.raises(NonFiniteError, match=r"^dynamics: 'shortcut' is nan at step 1;.*dynamics_training\.optim\.lr"):
+        learner.step(1)
+    after = everything(learner)
+    before["weights"]["latent_out.bias"][0] = after["weights"]["latent_out.bias"][0] = 0.0  # nan equals nothing
+    assert_equal(before, after)
+
+
+def test_agent_tokens_wait_untouched_for_their_stage(make):
+    """Invariant 42: pretraining, decay included, leaves the parameters of agent tokens as they were."""
+    learner = make(0)
+    start = {name: value.clone() for name, value in learner.weights().items()}
+    learner.step(0)
+    agent = {"agent_base", "task_embedding.weight", "feature_norm.gain"}
+    assert {name for name in start if torch.equal(start[name], learner.weights()[name])} == agent
+
+
+def test_long_batches_have_their_share_and_the_end_is_long():
+    training = DynamicsTraining(steps=2000, batch=32, length=8, long_batch=16, long_length=24, long_share=0.1)
+    shapes = [training.batch_shape(3, index) for index in range(2000)]
+    assert set(shapes) == {(32, 8), (16, 24)}
+    assert 0.07 < shapes.count((16, 24)) / 2000 < 0.13
+    assert shapes == [training.batch_shape(3, index) for index in range(2000)], "a function of seed and step"
+    assert shapes != [training.batch_shape(4, index) for index in range(2000)]
+    ending = replace(training, long_only_steps=50)
+    assert {ending.batch_shape(3, index) for index in range(1950, 2000)} == {(16, 24)}
+    assert [ending.batch_shape(3, index) for index in range(1950)] == shapes[:1950]
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.0, {(4, 3)}), (1.0, {(2, 6)})])
+def test_the_learner_asks_for_the_batches_that_are_due(make, monkeypatch, share, expected):
+    learner, seen = make(0, replace(TRAINING, long_share=share)), set()
+    batch = learner.clips.batch
+    monkeypatch.setattr(learner.clips, "batch", lambda i, *shape: (seen.add(shape), batch(i, *shape))[1])
+    for index in range(3):
+        learner.losses(index)
+    assert seen == expected
+
+
+@pytest.mark.parametrize("change", [{"image_share": 1.2}, {"long_share": -0.1}])
+def test_shares_are_shares(change):
+    with pytest.raises(ConfigError, match="image_share.*long_share"):
+        DynamicsTraining(**change)
+
+
+def output(dynamics, clip):
+    level = torch.full_like(clip.segment_BT, 5)
+    return dynamics(
+        clip.latents_BTSD,
+        level,
+        torch.full_like(level, 3),
+        clip.act_in_BTA,
+        clip.act_in_known_BT,
+        clip.segment_BT,
+        clip.task_BT,
+    )
+
+
+def test_frames_of_separate_images_do_not_see_each_other():
+    """Invariant 31, for predictions and agent features; the control is the same clip as video."""
+    dynamics, clip = tiny_dynamics(), random_clip(2, 5)
+    images = separate_images(clip, 1.0, generator("noise"))
+    for one, reached in ((images, [2]), (clip, [2, 3, 4])):
+        other = replace(one, latents_BTSD=changed(one.latents_BTSD, 1, 2))
+        before, after = output(dynamics, one), output(dynamics, other)
+        assert frames_that_differ(before.clean_BTSD, after.clean_BTSD) == reached
+        assert frames_that_differ(before.features_BTM, after.features_BTM) == reached
+
+
+def test_separate_images_have_no_actions():
+    """Invariant 31: an image doesn't know what led to it; the control is the same clip as video."""
+    dynamics, clip = tiny_dynamics(), random_clip(2, 5)
+    images = separate_images(clip, 1.0, generator("noise"))
+    assert not images.act_in_known_BT.any()
+    for one, reached in ((images, []), (clip, [2, 3, 4])):
+        other = replace(one, act_in_BTA=changed(one.act_in_BTA, 1, 2))
+        assert frames_that_differ(output(dynamics, one).clean_BTSD, output(dynamics, other).clean_BTSD) == reached
+
+
+def test_separate_images_are_whole_rows_of_their_share():
+    clip = random_clip(2000, 3)
+    images = separate_images(clip, 0.3, generator("noise"))
+    own = (images.segment_BT == torch.arange(3)).all(1)
+    video = (images.segment_BT == clip.segment_BT).all(1)
+    assert bool((own ^ video).all())
+    assert 0.26 < float(own.float().mean()) < 0.34
+    assert torch.equal(images.act_in_known_BT[video], clip.act_in_known_BT[video])
+    assert separate_images(clip, 0.0, generator("noise")).act_in_known_BT.equal(clip.act_in_known_BT)
+
+
+def test_targets_are_constants_that_keep_no_graph():
+    """Invariant 26: the gradient is that of the error to fixed numbers."""
+    dynamics, clip = tiny_dynamics(), random_clip(4, 4)
+    learner = DynamicsLearner(dynamics, TRAINING, SHORTCUT, None, 7)
+    z, levels = noised(clip, SHORTCUT, generator("noise"))
+    target = targets(dynamics, clip, z, levels, SHORTCUT)
+    assert target.grad_fn is None and not target.requires_grad
+    assert bool((target != clip.latents_BTSD).any()), "some frames have a teacher"
+    student = dynamics(z, levels.tau_idx, levels.step_idx, clip.act_in_BTA, clip.act_in_known_BT, clip.segment_BT)
+    error = shortcut_error(student.clean_BTSD, target.clone(), levels, True).mean()
+    expected = parameter_gradients(dynamics, error)
+    assert_equal(expected, parameter_gradients(dynamics, learner.shortcut_loss(clip, generator("noise"))))
+
+
+def test_the_teacher_is_done_before_the_student_begins():
+    """Invariant 26: two passes without a graph, then one with it."""
+    dynamics, clip = tiny_dynamics(), random_clip(4, 4)
+    learner, passes = DynamicsLearner(dynamics, TRAINING, SHORTCUT, None, 7), []
+    dynamics.register_forward_hook(lambda *call: passes.append(call[-1].clean_BTSD.requires_grad))
+    learner.shortcut_loss(clip, generator("noise"))
+    assert passes == [False, False, True]
+
+
+def test_the_teacher_is_the_model_itself_with_the_actions_of_the_clip():
+    """Other weights or other actions, other targets."""
+    clip = random_clip(4, 4)
+    z, levels = noised(clip, SHORTCUT, generator("noise"))
+    base = targets(tiny_dynamics(0), clip, z, levels, SHORTCUT)
+    assert not torch.equal(base, targets(tiny_dynamics(1), clip, z, levels, SHORTCUT))
+    acted = replace(clip, act_in_BTA=(clip.act_in_BTA + 1) % 3)
+    assert not torch.equal(base, targets(tiny_dynamics(0), acted, z, levels, SHORTCUT))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
+def test_bootstrap_rows_are_the_default_objective_on_those_rows(share):
+    """Section 6.4: the teacher is spared on the other rows, and nothing else changes."""
+    dynamics, clip, option = tiny_dynamics(), random_clip(4, 5), replace(SHORTCUT, bootstrap_rows=share)
+    z, levels = noised(clip, option, generator("noise"))
+    bootstrapped = levels.step_idx < option.finest
+    rows = round(share * 4)
+    assert bool(bootstrapped[:rows].all()) and not bootstrapped[rows:].any()
+    spared, whole = targets(dynamics, clip, z, levels, option), targets(dynamics, clip, z, levels, SHORTCUT)
+    assert torch.allclose(spared, whole, atol=1e-6)
+    assert torch.equal(spared[rows:], clip.latents_BTSD[rows:])
+    assert rows == 0 or not torch.allclose(spared[:rows], clip.latents_BTSD[:rows], atol=1e-3)
+
+
+def test_corruption_follows_the_levels():
+    clip = random_clip(3, 4)
+    z, levels = noised(clip, SHORTCUT, generator("noise"))
+    again, _ = noised(replace(clip, latents_BTSD=clip.latents_BTSD + normal(3, 4, 2, 6)), SHORTCUT, generator("noise"))
+    weight = levels.tau[..., None, None]
+    assert torch.allclose(again - z, weight * normal(3, 4, 2, 6), atol=1e-6)
