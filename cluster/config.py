@@ -7,6 +7,7 @@ from typing import Literal
 from cluster.settings import override
 from dreamer4.agent import HeadsConfig
 from dreamer4.dynamics import DynamicsConfig, check_shortcut
+from dreamer4.envs.planners import Mixture
 from dreamer4.envs.registry import EnvSpec, spec
 from dreamer4.errors import ConfigError
 from dreamer4.imagination import ImaginationConfig
@@ -22,20 +23,11 @@ COMPUTED = ("dynamics.latents", "dynamics.channels", "dynamics.actions", "dynami
 
 
 @dataclass(frozen=True)
-class DemonstratorConfig:
-    """Who plays the recordings: a careful and a careless planner take turns by episode, both with random slips."""
-
-    careful_share: float = 0.5  # of the episodes
-    careful_epsilon: float = 0.3  # probability that an action is replaced by a uniform one
-    careless_epsilon: float = 0.1
-
-
-@dataclass(frozen=True)
 class DataConfig:
     frames: int = 60_000  # to record, in whole episodes
     shard_frames: int = 10_000  # per Arrow file
     validation: float = 0.05  # share of the episodes that nothing trains on
-    demonstrator: DemonstratorConfig = field(default_factory=DemonstratorConfig)
+    demonstrator: Mixture = field(default_factory=Mixture)  # who plays them
 
 
 @dataclass(frozen=True)
@@ -185,7 +177,7 @@ def resolve(config: RunConfig, env: EnvSpec | None = None) -> RunConfig:
         shape = ",".join(str(size) for size in env.frame_shape)
         raise ConfigError(
             f"'{config.env}' gives frames of {tuple(env.frame_shape)}, but tokenizer.frame is {tokenizer.frame}: "
-            f"add tokenizer.frame=[{shape}]"
+            f"add tokenizer.frame=[{shape}] tokenizer.padded=none"
         )
     training = config.tokenizer_training
     if tokenizer.lpips_weight > 0 and not (training.perceptual_vgg and training.perceptual_linear):

@@ -1,50 +1,74 @@
-"""Policies judged in the real environment, by evaluators in parallel (paper, section 4.1 and appendix)."""
+"""Policies judged in the real environment, by evaluators in parallel."""
 
-import json
+import functools
+import operator
+import time
 from pathlib import Path
 from typing import Any
 
-from actors.evaluator import AgentPolicy, DemonstratorPolicy, EvaluationResult, Evaluator, RandomPolicy
+import numpy as np
+
+from actors.evaluator import AgentPolicy, DemonstratorPolicy, EvaluationResult, Evaluator, Policy, RandomPolicy
 from cluster.clock import Clock
 from cluster.models import load_agent, load_policy, load_tokenizer
 from cluster.placement import result, worker
 from cluster.run import Run
-from cluster.telemetry import Progress
-from dreamer4.files import write_json
+from dreamer4.files import read_json, write_json
 
 BASELINES = ("random", "demonstrator")
 
 
-def build_policy(run: Run, name: str) -> Any:
-    """A policy as evaluators play it: `random`, `demonstrator`, `bc`, `filtered_bc`, `pmpo` or a control of stage 4."""
+def build_policy(run: Run, name: str) -> Policy:
+    """A policy as evaluators play it: `random`, `demonstrator`, `bc`, `filtered_bc`, `pmpo` or a control of stage 4.
+
+    Raises:
+        CheckpointError: it has not been trained in this run.
+    """
     config = run.config
     if name == "random":
-        return RandomPolicy(config.dynamics.space, config.seed)
+        return RandomPolicy(config.seed)
     if name == "demonstrator":
-        return DemonstratorPolicy(config.env, config.seed)
-    tokenizer, agent = load_tokenizer(run), load_agent(run)
-    return AgentPolicy(tokenizer, agent.dynamics, load_policy(run, name), config.shortcut, config.seed)
+        return DemonstratorPolicy(config.env, config.data.demonstrator, config.seed)
+    head = load_policy(run, name)
+    return AgentPolicy(load_tokenizer(run), load_agent(run).dynamics, head, config.shortcut, config.seed)
 
 
 class EvaluatorActor:
     """Plays some of the episodes in a process of its own."""
 
     def __init__(self, path: str, policy: str):
-        self.run, self.policy = Run.attach(Path(path)), policy
+        self.run = Run.attach(Path(path))
+        self.policy = build_policy(self.run, policy)
 
-    def play(self, first: int, episodes: int) -> EvaluationResult:
+    def play(self, first: int, episodes: int) -> tuple[EvaluationResult, float]:
+        """The result, and the CPU seconds of the process."""
         evaluation = self.run.config.evaluation
-        evaluator = Evaluator(self.run.config.env, evaluation.parallel, evaluation.first_seed)
-        return evaluator.play(build_policy(self.run, self.policy), first, episodes)
+        evaluator = Evaluator(self.run.config.env, evaluation.parallel, evaluation.first_seed, evaluation.max_frames)
+        return evaluator.play(self.policy, first, episodes), time.process_time()
 
 
 def evaluate_policy(run: Run, policy: str, episodes: int | None = None) -> dict[str, Any]:
-    """Plays `episodes` (default: the config's), or returns what an earlier start played."""
-    evaluation, resources = run.config.evaluation, run.config.resources
+    """Plays `episodes` (by default the config's) of a policy, or returns what an earlier start played.
+
+    The result is written to `evaluation/POLICY.json`.
+    """
+    evaluation = run.config.evaluation
     episodes = episodes or evaluation.episodes
     path = run.path / "evaluation" / f"{policy}.json"
+    wanted = {"policy": policy, "first_seed": evaluation.first_seed, "max_frames": evaluation.max_frames}
     if path.exists():
-        known = json.loads(path.read_text())
-        if known["episodes"] == episodes and known["first_seed"] == evaluation.first_seed:
+        known = read_json(path)
+        if known["episodes"] == episodes and all(known[key] == value for key, value in wanted.items()):
             return known
-    return {}
+    shares = [len(part) for part in np.array_split(np.arange(episodes), min(evaluation.actors, episodes))]
+    firsts = np.cumsum([0, *shares[:-1]])
+    build = worker(EvaluatorActor, name=f"{policy} evaluator", threads=run.config.resources.worker_threads)
+    with Clock(run, "evaluate") as clock:
+        actors = [build.remote(str(run.path), policy) for _ in shares]
+        plays = zip(actors, firsts, shares, strict=True)
+        parts = result([actor.play.remote(int(first), share) for actor, first, share in plays])
+        clock.add_cpu(sum(cpu for _, cpu in parts))
+    played: EvaluationResult = functools.reduce(operator.add, [part for part, _ in parts])
+    record = {**wanted, **played.summary()}
+    write_json(path, record)
+    return record

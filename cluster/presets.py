@@ -3,14 +3,17 @@
 from collections.abc import Callable
 from dataclasses import replace
 
+import torch
+
 from cluster.config import DataConfig, EvaluationConfig, ResourceConfig, RunConfig
 from dreamer4.actions import ActionSpace, Part
 from dreamer4.agent import HeadsConfig
-from dreamer4.dynamics import DynamicsConfig
+from dreamer4.dynamics import Dynamics, DynamicsConfig
 from dreamer4.errors import ConfigError, nearest
 from dreamer4.imagination import ImaginationConfig
 from dreamer4.shortcut import ShortcutConfig
-from dreamer4.tokenizer import TokenizerConfig
+from dreamer4.tokenizer import Tokenizer, TokenizerConfig
+from dreamer4.transformer import parameter_count
 from learners.agent import AgentTraining
 from learners.dynamics import DynamicsTraining
 from learners.optim import OptimConfig
@@ -161,8 +164,9 @@ def minecraft() -> RunConfig:
         env="minecraft",
         data=DataConfig(frames=183_000_000, shard_frames=100_000, validation=0.01),  # 2541 hours at 20 Hz
         tokenizer=TokenizerConfig(
-            frame=(384, 640, 3),  # 360 rows, with 12 black ones above and below: 24 x 40 whole patches
+            frame=(360, 640, 3),
             patch=16,
+            padded=(384, 640),  # 24 x 40 patches
             latents=512,
             channels=16,
             pack=2,
@@ -232,3 +236,9 @@ def preset(name: str) -> RunConfig:
     if name not in PRESETS:
         raise ConfigError(f"there is no preset '{name}'{nearest(name, PRESETS)}")
     return PRESETS[name]()
+
+
+def parameters(config: RunConfig) -> tuple[int, int]:
+    """Parameters of tokenizer and world model, counted without allocating them."""
+    with torch.device("meta"):
+        return parameter_count([Tokenizer(config.tokenizer)]), parameter_count([Dynamics(config.dynamics)])

@@ -134,7 +134,7 @@ def _local(path: str | Path) -> Path:
 
 def _take_lock(path: Path) -> IO[str]:
     """An open file with an advisory lock, which the kernel takes back whatever becomes of this process."""
-    file = open(path / ".lock", "a+")
+    file = open(path / ".lock", "a+")  # noqa: SIM115 - held until `Run.close`
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -41,7 +41,7 @@ def from_json(kind: type[T], value: Any, key: str = "") -> T:
     hints = _hints(kind)
     for name in value:
         if name not in hints:
-            raise ConfigError(f"unknown key '{_join(key, name)}'{_suggest(kind, name, key)}")
+            raise _unknown(kind, name, key)
     for field in fields(typing.cast(Any, kind)):
         if field.name not in value and field.default is MISSING and field.default_factory is MISSING:
             raise ConfigError(f"key '{_join(key, field.name)}' is missing")
@@ -66,13 +66,13 @@ def override(config: T, assignments: Iterable[str]) -> T:
         for i, part in enumerate(path):
             section = _hints(kind).get(part)
             if not is_dataclass(section):
-                raise ConfigError(f"unknown key '{key}'{_suggest(kind, '.'.join([*path[i:], name]), '.'.join(path[:i]))}")
+                raise _unknown(kind, ".".join([*path[i:], name]), ".".join(path[:i]))
             kind, place = section, place[part]
         hint = _hints(kind).get(name)
         if hint is None:
-            raise ConfigError(f"unknown key '{key}'{_suggest(kind, name, '.'.join(path))}")
+            raise _unknown(kind, name, ".".join(path))
         if is_dataclass(hint):
-            raise ConfigError(f"'{key}' is a section: set one of its keys, such as {key}.{fields(hint)[0].name}")
+            raise ConfigError(f"'{key}' is a section: set one of its keys: {', '.join(_hints(hint))}")
         place[name] = _parse(hint, text, key)
     return from_json(type(config), values)
 
@@ -118,12 +118,15 @@ def _join(key: str, name: str) -> str:
     return f"{key}.{name}" if key else name
 
 
-def _suggest(kind: Any, name: str, key: str) -> str:
-    """`; did you mean 'dynamics.width'?`, or the names of the section where none is near."""
-    close = difflib.get_close_matches(name, list(_keys(kind)), n=1, cutoff=0.5)
+def _unknown(kind: Any, name: str, key: str) -> ConfigError:
+    """Names the nearest key below section `key`, or the section's own keys where none is near."""
+    whole = {**{leaf.rpartition(".")[2]: leaf for leaf in _keys(kind)}, **{leaf: leaf for leaf in _keys(kind)}}
+    close = difflib.get_close_matches(name, list(whole), n=1, cutoff=0.6)
     if close:
-        return f"; did you mean '{_join(key, close[0])}'?"
-    return f"; known{f' in {key}' if key else ''}: {', '.join(_hints(kind))}"
+        hint = f"did you mean '{_join(key, whole[close[0]])}'?"
+    else:
+        hint = f"known{f' in {key}' if key else ''}: {', '.join(_hints(kind))}"
+    return ConfigError(f"unknown key '{_join(key, name)}'; {hint}")
 
 
 def _alternatives(hint: Any) -> list[Any]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import secrets
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -109,8 +110,6 @@ class WandbSink:
 
 def _identifier(run: Run) -> str:
     """A W&B id that stays with the directory; kept in it, so that a copied name doesn't join two runs."""
-    import secrets
-
     path = run.path / "wandb-id"
     if not path.exists():
         write_atomic(path, secrets.token_hex(8).encode())

@@ -106,6 +106,7 @@ class ActionEncoder(nn.Module):
 
     def forward(self, actions_BTA: Tensor, known_BT: Tensor) -> Tensor:
         """`[B, T, tokens, M]`."""
+        actions_BTA = torch.where(known_BT[..., None], actions_BTA, 0.0)  # whatever an unknown action's numbers are
         total = torch.zeros((), device=actions_BTA.device)
         for part, encode, values in zip(self.space.parts, self.parts, self.space.split(actions_BTA), strict=True):
             if part.kind == "categorical":

@@ -31,6 +31,7 @@ class TokenizerConfig:
 
     frame: tuple[int, int, int] = (64, 64, 3)
     patch: int = 8
+    padded: tuple[int, int] | None = None  # frames are zero-padded to this size; None = up to whole patches
     latents: int = 32
     channels: int = 8
     pack: int = 2  # neighbouring latents that become one spatial token of the dynamics (512 x 16 -> 256 x 32)
@@ -49,6 +50,12 @@ class TokenizerConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "frame", tuple(self.frame))
+        whole = tuple(size + -size % self.patch for size in self.frame[:2])
+        object.__setattr__(self, "padded", whole if self.padded is None else tuple(self.padded))
+        if any(pad < size or pad % self.patch for pad, size in zip(self.padded, whole, strict=True)):
+            raise ConfigError(
+                f"padded {self.padded} must be multiples of patch ({self.patch}) and at least the frame {self.frame[:2]}"
+            )
         if self.latents % self.pack:
             raise ConfigError(f"latents ({self.latents}) must be a multiple of pack ({self.pack})")
         if not 0 <= self.mask_max < 1:
@@ -56,8 +63,8 @@ class TokenizerConfig:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches; frames are padded up to whole patches."""
-        return -(-self.frame[0] // self.patch), -(-self.frame[1] // self.patch)
+        """Rows and columns of patches."""
+        return self.padded[0] // self.patch, self.padded[1] // self.patch
 
     @property
     def patches(self) -> int:
@@ -93,24 +100,24 @@ def decoder_mask(modality_S: Tensor) -> Tensor:
     return (query == key) | (key == LATENT)
 
 
-def padding(size: int, patch: int) -> tuple[int, int]:
+def padding(size: int, padded: int) -> tuple[int, int]:
     """Pixels before and after, half on each side (360 -> 384: 12 and 12)."""
-    extra = -size % patch
+    extra = padded - size
     return extra // 2, extra - extra // 2
 
 
-def patchify(video_BTHWC: Tensor, patch: int) -> Tensor:
-    """`[B, T, P, Q]` patches of zero-padded frames."""
-    height, width = video_BTHWC.shape[2:4]
-    padded = F.pad(video_BTHWC, (0, 0, *padding(width, patch), *padding(height, patch)))
-    return rearrange(padded, "b t (h p) (w q) c -> b t (h w) (p q c)", p=patch, q=patch)
+def patchify(video_BTHWC: Tensor, patch: int, padded: tuple[int, int]) -> Tensor:
+    """`[B, T, P, Q]` patches of frames that are zero-padded to `padded` rows and columns."""
+    rows, columns = (padding(*sizes) for sizes in zip(video_BTHWC.shape[2:4], padded, strict=True))
+    video = F.pad(video_BTHWC, (0, 0, *columns, *rows))
+    return rearrange(video, "b t (h p) (w q) c -> b t (h w) (p q c)", p=patch, q=patch)
 
 
-def unpatchify(patches_BTPQ: Tensor, frame: tuple[int, int, int], patch: int) -> Tensor:
+def unpatchify(patches_BTPQ: Tensor, frame: tuple[int, int, int], patch: int, padded: tuple[int, int]) -> Tensor:
     """The inverse of `patchify`, padding cut off."""
     height, width, channels = frame
-    (top, bottom), (left, _) = padding(height, patch), padding(width, patch)
-    rows = (height + top + bottom) // patch
+    top, left = padding(height, padded[0])[0], padding(width, padded[1])[0]
+    rows = padded[0] // patch
     video = rearrange(patches_BTPQ, "b t (h w) (p q c) -> b t (h p) (w q) c", h=rows, p=patch, q=patch, c=channels)
     return video[:, :, top : top + height, left : left + width]
 
@@ -196,6 +203,14 @@ class Tokenizer(nn.Module):
     def denormalise(self, video_BTHWC: Tensor) -> Tensor:
         return video_BTHWC * self.pixel_std + self.pixel_mean if self.config.standardize else video_BTHWC
 
+    def patches_of(self, video_BTHWC: Tensor) -> Tensor:
+        return patchify(video_BTHWC, self.config.patch, self.config.padded)
+
+    def image_of(self, patches_BTPQ: Tensor) -> Tensor:
+        """Video in [0, 1], fp32, of normalised patches."""
+        video = unpatchify(patches_BTPQ.float(), self.config.frame, self.config.patch, self.config.padded)
+        return self.denormalise(video).clamp(0, 1)
+
     def encode_tokens(
         self,
         patches_BTPQ: Tensor,
@@ -235,7 +250,7 @@ class Tokenizer(nn.Module):
         Raises:
             DataError: the frames have another size than the tokenizer's.
         """
-        patches = patchify(self.normalise(video_BTHWC), self.config.patch)
+        patches = self.patches_of(self.normalise(video_BTHWC))
         return pack(self.encode_tokens(patches, None, segment_BT, cache), self.config.pack)
 
     def decode(
@@ -243,7 +258,7 @@ class Tokenizer(nn.Module):
     ) -> Tensor:
         """Video `[B, T, H, W, C]` in [0, 1]."""
         patches = self.decode_tokens(unpack(latents_BTSD, self.config.pack), segment_BT, cache)
-        return self.denormalise(unpatchify(patches, self.config.frame, self.config.patch)).clamp(0, 1)
+        return self.image_of(patches)
 
     def init_cache(self, batch: int) -> TokenizerCache:
         """An empty past for `encode` or `decode` (one each: they have their own transformers)."""
@@ -266,14 +281,15 @@ class Tokenizer(nn.Module):
     ) -> dict[str, Tensor]:
         """The terms of the reconstruction loss: `mse`, and `lpips` where a perceptual network is given."""
         target = self.normalise(video_BTHWC)
-        patches = patchify(target, self.config.patch)
+        patches = self.patches_of(target)
         latents = self.encode_tokens(patches, masked_BTP, segment_BT)
         output = self.decode_tokens(latents, segment_BT)
-        error = (output.float() - patches).square()
+        error_BTP = (output.float() - patches).square().mean(dim=-1)
         if self.config.masked_loss_only:
-            error = error[masked_BTP]
-        losses = {"mse": error.mean()}
+            losses = {"mse": torch.where(masked_BTP, error_BTP, 0.0).sum() / masked_BTP.sum().clamp_min(1)}
+        else:
+            losses = {"mse": error_BTP.mean()}
         if perceptual is not None:
-            image = self.denormalise(unpatchify(output.float(), self.config.frame, self.config.patch)).clamp(0, 1)
+            image = self.image_of(output)
             losses["lpips"] = perceptual(image.flatten(0, 1), self.denormalise(target).flatten(0, 1)).mean()
         return losses

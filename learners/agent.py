@@ -84,7 +84,7 @@ class AgentLearner(Learner):
         if self.training.relevant == "all":
             clip, cloned_B, modelled_B = self.clips.batch(index, batch, length), None, None
         else:
-            clip, relevant_B = self.clips.mixture(index, batch, length, self.relevant_E)
+            clip, relevant_B = shuffled(*self.clips.mixture(index, batch, length, self.relevant_E), noise)
             cloned_B, modelled_B = relevant_B.to(device), ~relevant_B.to(device)
         clip = separate_images(clip, self.training.image_share, noise).to(device)
         return self.clip_losses(clip, noise, cloned_B, modelled_B)
@@ -111,6 +111,13 @@ class AgentLearner(Learner):
         assert output.features_BTM is not None
         heads = head_losses(self.heads, output.features_BTM.float(), clip, cloned_B)
         return {"shortcut": masked_mean(error_BT, modelled_BT), **heads}
+
+
+def shuffled(clip: Clip, relevant_B: Tensor, noise: torch.Generator) -> tuple[Clip, Tensor]:
+    """Mixes the two halves of a mixture: the first rows, which `bootstrap_rows` may single out, are of both kinds."""
+    order = torch.randperm(clip.batch, generator=noise)
+    rows = {name: value[order] for name, value in vars(clip).items() if isinstance(value, Tensor)}
+    return replace(clip, **rows), relevant_B[order]
 
 
 class FilteredBCLearner(Learner):

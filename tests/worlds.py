@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dreamer4.actions import ActionSpace
 from dreamer4.data.clips import ClipSampler
 from dreamer4.data.episodes import EpisodeDataset
-from dreamer4.data.latents import LatentDataset, LatentsWriter
+from dreamer4.data.latents import LatentDataset, finish_latents, write_latents
 from dreamer4.data.writer import DatasetWriter
 from dreamer4.rng import numpy_generator
 from dreamer4.types import Clip, Episode
@@ -72,10 +72,9 @@ class World:
 
 def write_walks(folder: Path, walks: list[Episode]) -> EpisodeDataset:
     """The recordings in several small shards."""
-    writer = DatasetWriter(folder, "walk", FRAME, SPACE, ["even", "odd"], shard_frames=40)
-    for episode in walks:
-        writer.add(episode)
-    writer.close()
+    with DatasetWriter(folder, "walk", FRAME, SPACE, ["even", "odd"], shard_frames=40) as writer:
+        for episode in walks:
+            writer.add(episode)
     return EpisodeDataset.open(folder)
 
 
@@ -83,10 +82,10 @@ def make_world(folder: Path, count: int = 24) -> World:
     """`count` episodes; their latents are seeded numbers in (-1, 1), one frame like no other."""
     walks = [walk(index) for index in range(count)]
     dataset = write_walks(folder / "episodes", walks)
-    numbers = numpy_generator("latents").uniform(-0.9, 0.9, (dataset.frame_count, *LATENT)).astype(np.float32)
-    writer = LatentsWriter(folder / "latents", dataset, LATENT, "made up")
-    writer.add(numbers)
-    writer.close()
+    for index, shard in enumerate(dataset.manifest.shards):
+        numbers = numpy_generator("latents", index).uniform(-0.9, 0.9, (shard.frames, *LATENT)).astype(np.float32)
+        write_latents(folder / "latents", index, numbers, "made up")
+    finish_latents(folder / "latents", dataset, "made up")
     return World(walks, dataset, LatentDataset.open(folder / "latents", dataset))
 
 

@@ -27,7 +27,7 @@ class Rows:
     def __getitem__(self, index: int | slice | np.ndarray) -> np.ndarray:
         if isinstance(index, slice):
             start, stop, step = index.indices(len(self))
-            return self.between(start, max(start, stop))[::step] if step > 0 else self.take(np.arange(start, stop, step))
+            return self.between(start, max(start, stop)) if step == 1 else self.take(np.arange(start, stop, step))
         return self.take(np.asarray(index))
 
     def between(self, start: int, stop: int) -> np.ndarray:
@@ -40,15 +40,15 @@ class Rows:
             return self.pieces[piece][start - origin : stop - origin]
         return self.take(np.arange(start, stop))
 
-    def take(self, index: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """Rows at an index array of any shape, `[*index.shape, *shape]`, into `out` if given.
+    def take(self, index: np.ndarray) -> np.ndarray:
+        """Rows at an index array of any shape, `[*index.shape, *shape]`, a copy.
 
         Neighbouring indices in one piece are read in one go, so windows cost one copy each.
         """
         if index.size and not 0 <= index.min() <= index.max() < len(self):
             raise IndexError(f"rows {index.min()} to {index.max()} of {len(self)}")
-        result = np.empty((*index.shape, *self.shape[1:]), self.dtype) if out is None else out
-        flat, target = index.reshape(-1), result.reshape(index.size, -1)
+        result = np.empty((index.size, int(np.prod(self.shape[1:]))), self.dtype)
+        flat = index.reshape(-1)
         piece = np.searchsorted(self.ends, flat, side="right")
         changes = np.flatnonzero(piece[1:] != piece[:-1]) + 1
         for begin, end in zip([0, *changes], [*changes, flat.size], strict=True):
@@ -57,5 +57,5 @@ class Rows:
             rows = self.pieces[piece[begin]]
             origin = self.ends[piece[begin]] - len(rows)
             # mode "clip" is numpy's only mode that writes to `out` without a buffer; indices are checked above.
-            np.take(rows.reshape(len(rows), -1), flat[begin:end] - origin, axis=0, out=target[begin:end], mode="clip")
-        return result
+            np.take(rows.reshape(len(rows), -1), flat[begin:end] - origin, axis=0, out=result[begin:end], mode="clip")
+        return result.reshape(*index.shape, *self.shape[1:])

@@ -4,8 +4,7 @@ One process writes with `DatasetWriter`. Several write side by side with `ShardW
 and `merge_shards` makes a dataset of them.
 """
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +15,8 @@ import numpy as np
 import pyarrow as pa
 
 from dreamer4.actions import ActionSpace
-from dreamer4.data.schema import MANIFEST, Frame, Manifest, Recording, Shard, crc32_of, shard_name
+from dreamer4.data.schema import MANIFEST, Manifest, Recording, Shard, crc32_of, shard_name
+from dreamer4.data.table import check_episode, record_batch
 from dreamer4.errors import DataError, RunError
 from dreamer4.files import read_json, replacing, write_json
 from dreamer4.types import Episode
@@ -53,18 +53,15 @@ class ShardWriter:
         self._waiting: list[Episode] = []
         self._waiting_frames = 0
         self._sources: dict[str, int] = {}
-        self._resources = ExitStack()
-        record_path(self.path).unlink(missing_ok=True)
-        try:
-            temporary = self._resources.enter_context(replacing(self.path))
-            sink = self._resources.enter_context(pa.OSFile(str(temporary), "wb"))
+        _remove_remains(self.path)
+        with ExitStack() as opening:
+            temporary = opening.enter_context(replacing(self.path))
+            sink = opening.enter_context(pa.OSFile(str(temporary), "wb"))
             # Later batches may add names to the dictionary of sources.
             options = pa.ipc.IpcWriteOptions(emit_dictionary_deltas=True)
-            schema = self.recording.arrow_schema().with_metadata({"dreamer4": _identity(self.recording)})
-            self._file = self._resources.enter_context(pa.ipc.new_file(sink, schema, options=options))
-        except OSError as error:
-            self._resources.close()
-            raise RunError(f"can't write '{self.path}': {error.strerror or error}") from error
+            schema = self.recording.arrow_schema()
+            self._file = opening.enter_context(pa.ipc.new_file(sink, schema, options=options))
+            self._resources = opening.pop_all()
 
     def __enter__(self) -> Self:
         return self
@@ -241,72 +238,11 @@ def record_path(shard_path: Path) -> Path:
     return shard_path.with_suffix(".json")
 
 
-def check_episode(episode: Episode, recording: Recording, number: int) -> None:
-    """Raises `DataError`, naming episode and field, if it doesn't fit or breaks the timing contract."""
-    frames, length = episode.frames_THWC, episode.length
-    if frames.dtype != np.uint8 or frames.shape[1:] != recording.frame or length < 1:
-        raise DataError(
-            f"episode {number} has frames {frames.dtype} {frames.shape}, the dataset takes uint8 (T, *{recording.frame})"
-        )
-    shapes = {
-        "act_out_TA": (episode.act_out_TA.shape, (length, recording.actions.columns)),
-        "act_known_T": (episode.act_known_T.shape, (length,)),
-        "reward_T": (episode.reward_T.shape, (length,)),
-    }
-    for name, (shape, wanted) in shapes.items():
-        if shape != wanted:
-            raise DataError(f"episode {number} has {name} of shape {shape}; its {length} frames need {wanted}")
-    if not 0 <= episode.task < len(recording.tasks):
-        raise DataError(f"episode {number} is of task {episode.task}; the dataset has {len(recording.tasks)} tasks")
-    if episode.act_known_T[-1]:
-        raise DataError(f"episode {number} knows an action at its last frame: {length} frames carry {length - 1} actions")
-    if not np.isfinite(episode.reward_T).all():
-        raise DataError(f"episode {number} holds a reward that is not finite")
-    if episode.reward_T[0] != 0:
-        raise DataError(
-            f"episode {number} has reward {episode.reward_T[0]:g} at its first frame; rewards are on arrival, "
-            "so the first frame has none: shift them by one frame"
-        )
-    try:
-        recording.actions.check(episode.act_out_TA[episode.act_known_T.astype(bool)])
-    except DataError as error:
-        raise DataError(f"episode {number}: {error}") from error
-
-
-def record_batch(
-    episodes: Sequence[Episode], first_number: int, recording: Recording, sources: dict[str, int]
-) -> pa.RecordBatch:
-    """Rows of whole episodes. New names of `source` are numbered in `sources`, which grows from batch to batch."""
-    lengths = [episode.length for episode in episodes]
-    rows = sum(lengths)
-    firsts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
-    lasts = np.cumsum(lengths) - 1
-    known = np.concatenate([episode.act_known_T for episode in episodes]).astype(bool)
-    act_out = np.concatenate([episode.act_out_TA for episode in episodes]).astype(np.float32)
-    act_out[~known] = 0
-    first, terminal = np.zeros(rows, bool), np.zeros(rows, bool)
-    first[firsts] = True
-    terminal[lasts] = [episode.terminal for episode in episodes]
-    codes = [sources.setdefault(episode.source, len(sources)) for episode in episodes]
-
-    def repeated(values: Iterable[int | bool], dtype: type) -> pa.Array:
-        return pa.array(np.repeat(np.array(list(values), dtype), lengths))
-
-    frames = np.concatenate([episode.frames_THWC for episode in episodes])
-    schema = recording.arrow_schema()
-    columns = [
-        pa.FixedSizeBinaryArray.from_buffers(schema.field("frame").type, rows, [None, pa.py_buffer(frames)]),
-        pa.FixedSizeListArray.from_arrays(pa.array(act_out.reshape(-1)), type=schema.field("act_out").type),
-        pa.array(known),
-        pa.array(np.concatenate([episode.reward_T for episode in episodes]).astype(np.float32)),
-        pa.array(terminal),
-        pa.array(first),
-        repeated(range(first_number, first_number + len(episodes)), np.int64),
-        repeated((episode.task for episode in episodes), np.int32),
-        repeated((episode.success for episode in episodes), bool),
-        pa.DictionaryArray.from_arrays(repeated(codes, np.int32), pa.array(list(sources), pa.string())),
-    ]
-    return pa.RecordBatch.from_arrays(columns, schema=schema)
+def _remove_remains(shard_path: Path) -> None:
+    """The record of a shard that is about to be written again, and what killed writers left of it."""
+    record_path(shard_path).unlink(missing_ok=True)
+    for temporary in shard_path.parent.glob(f".{shard_path.name}.*.tmp"):
+        temporary.unlink(missing_ok=True)
 
 
 def _read_record(shard_path: Path) -> tuple[Shard, Recording]:

@@ -134,8 +134,10 @@ def test_rows_reach_the_terms_they_are_for_and_no_other(make, name, changing, st
     clip = random_clip(6, 4)
     _, base = losses(make, clip, SOME, OTHERS)
     for row in (0, 5):
-        other = replace(clip, **{name: changed(getattr(clip, name), row, 2)})
-        _, terms = losses(make, other, SOME, OTHERS)
+        value = clip.act_out_BTA.clone() if name == "act_out_BTA" else changed(getattr(clip, name), row, 2)
+        if name == "act_out_BTA":
+            value[row, 2] = (value[row, 2] + 1) % 3
+        _, terms = losses(make, replace(clip, **{name: value}), SOME, OTHERS)
         counts = row == 0 or name != "act_out_BTA"
         assert bool(terms[changing] != base[changing]) is counts, (name, row)
         assert torch.equal(terms[staying], base[staying])
@@ -165,10 +167,15 @@ def test_the_relevant_half_of_a_mixture_is_cloned_and_the_other_modelled(make, m
     mixture = learner.clips.mixture
     given = []
     monkeypatch.setattr(learner.clips, "mixture", lambda *a: given.append(mixture(*a)) or given[-1])
-    learner.losses(0)
-    ((_, relevant),), ((clip, cloned, modelled),) = given, seen
-    assert int(relevant.sum()) == 3 and torch.equal(cloned, relevant) and torch.equal(modelled, ~relevant)
-    assert bool((clip.reward_BT[cloned] > 0).any(1).all()), "a relevant row holds the success that makes it one"
+    for index in range(10):
+        learner.losses(index)
+    for (drawn, relevant), (clip, cloned, modelled) in zip(given, seen, strict=True):
+        assert int(relevant.sum()) == 3 and torch.equal(cloned, ~modelled)
+        for chosen, expected in ((cloned, relevant), (modelled, ~relevant)):
+            assert sorted(clip.latents_BTSD[chosen, 0, 0, 0]) == sorted(drawn.latents_BTSD[expected, 0, 0, 0])
+            assert sorted(clip.reward_BT[chosen].sum(1)) == sorted(drawn.reward_BT[expected].sum(1))
+    first = torch.stack([modelled[:3] for _, _, modelled in seen])
+    assert first.any() and not first.all(), "the rows that bootstrap_rows singles out are of both kinds"
 
 
 def test_heads_teach_the_world_model(make):

@@ -98,7 +98,7 @@ def test_the_learner_asks_for_the_batches_that_are_due(make, monkeypatch, share,
 
 @pytest.mark.parametrize("change", [{"image_share": 1.2}, {"long_share": -0.1}])
 def test_shares_are_shares(change):
-    with pytest.raises(ConfigError, match="image_share.*long_share"):
+    with pytest.raises(ConfigError, match=r"image_share.*long_share"):
         DynamicsTraining(**change)
 
 
@@ -132,7 +132,9 @@ def test_separate_images_have_no_actions():
     images = separate_images(clip, 1.0, generator("noise"))
     assert not images.act_in_known_BT.any()
     for one, reached in ((images, []), (clip, [2, 3, 4])):
-        other = replace(one, act_in_BTA=changed(one.act_in_BTA, 1, 2))
+        actions = one.act_in_BTA.clone()
+        actions[1, 2] = (actions[1, 2] + 1) % 3
+        other = replace(one, act_in_BTA=actions)
         assert frames_that_differ(output(dynamics, one).clean_BTSD, output(dynamics, other).clean_BTSD) == reached
 
 
@@ -178,6 +180,24 @@ def test_the_teacher_is_the_model_itself_with_the_actions_of_the_clip():
     assert not torch.equal(base, targets(tiny_dynamics(1), clip, z, levels, SHORTCUT))
     acted = replace(clip, act_in_BTA=(clip.act_in_BTA + 1) % 3)
     assert not torch.equal(base, targets(tiny_dynamics(0), acted, z, levels, SHORTCUT))
+
+
+def test_the_teacher_sees_no_other_episode_of_the_row():
+    """Targets of the second episode don't depend on the first; the control: in one episode they do."""
+    for segment, reached in (([0, 0, 1, 1], [0]), ([0, 0, 0, 0], [0, 1, 2, 3])):
+        clip = random_clip(32, 4, segment_BT=torch.tensor([segment]).expand(32, 4))
+        z, levels = noised(clip, SHORTCUT, generator("noise"))
+        before = targets(tiny_dynamics(), clip, z, levels, SHORTCUT)
+        after = targets(tiny_dynamics(), clip, changed(z, slice(None), 0), levels, SHORTCUT)
+        assert set(reached) - {1} <= set(frames_that_differ(before, after)) <= {*reached, 1}
+
+
+def test_every_step_has_its_own_noise(make, monkeypatch):
+    """Also where two steps happen to draw the same clips."""
+    learner = make(0)
+    same_clip = learner.clips.batch(0, 4, 3)
+    monkeypatch.setattr(learner.clips, "batch", lambda *arguments: same_clip)
+    assert learner.losses(0)["shortcut"] == learner.losses(0)["shortcut"] != learner.losses(1)["shortcut"]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])

@@ -15,6 +15,7 @@ from dreamer4.checkpoint import Checkpoints
 from dreamer4.errors import CheckpointError, ConfigError, NonFiniteError
 from dreamer4.heads import PolicyHead
 from dreamer4.pmpo import pmpo_counts, pmpo_loss
+from dreamer4.returns import lambda_returns
 from dreamer4.rng import generator
 from dreamer4.types import Rollout
 from learners import policy as policy_module
@@ -254,6 +255,33 @@ def test_the_bootstrap_value_is_that_of_the_last_imagined_frame(monkeypatch):
     assert seen["reward"].shape == (BATCH, HORIZON) and seen["value"].shape == (BATCH, HORIZON + 1)
     assert torch.equal(seen["value"], expected) and not seen["value"].requires_grad
     assert not torch.allclose(expected[:, -1], expected[:, -2])
+
+
+def test_the_advantage_of_an_action_is_its_return_over_the_value_where_it_was_chosen(monkeypatch):
+    """R[t] - v[t], both of the frame at which action t was chosen; the next frame's value would not do."""
+    seen = []
+
+    def spy(log_prob, advantage, *rest):
+        seen.append(advantage)
+        return pmpo_loss(log_prob, advantage, *rest)
+
+    monkeypatch.setattr(policy_module, "pmpo_loss", spy)
+    learner, one = make_learner(), rollout(0)
+    reward, keeps = torch.from_numpy(one.reward_BT), torch.from_numpy(one.continue_BT)
+    value = learner.value.predict(torch.from_numpy(one.features_BTM)).detach()
+    returns = lambda_returns(reward, keeps, value, TRAINING.discount, TRAINING.lam)
+    learner.step(0, [one])
+    assert torch.equal(seen[0], returns - value[:, :-1]) and not seen[0].requires_grad
+    assert not torch.equal(seen[0] >= 0, returns >= value[:, 1:])
+
+
+def test_both_heads_follow_their_own_schedule():
+    slow = OptimConfig(lr=1.0, warmup_steps=4)
+    learner = make_learner(replace(TRAINING, policy_optim=replace(slow, lr=0.01), value_optim=replace(slow, lr=0.02)))
+    for index in range(3):
+        learner.step(index, [rollout(index)])
+        rates = [o.adamw.param_groups[0]["lr"] for o in (learner.policy_optimizer, learner.value_optimizer)]
+        assert rates == pytest.approx([0.01 * (index + 1) / 4, 0.02 * (index + 1) / 4])
 
 
 def test_steps_beyond_an_imagined_end_do_not_count():

@@ -1,0 +1,228 @@
+"""The command line. Imports are inside of functions here, and only here, so that `dreamer4 --help` answers at once."""
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dreamer4.errors import ConfigError, DreamerError, RunError
+
+if TYPE_CHECKING:
+    from cluster.run import Run
+
+POLICIES = ("bc", "pmpo", "filtered_bc", "horizon_1", "shuffled", "random", "demonstrator")
+TRAINED = ("tokenizer", "dynamics", "agent", "policy")
+DESCRIPTION = "Dreamer 4 in PyTorch and Ray: learn a world model from recordings, then learn to act inside it."
+SETTINGS = """settings: KEY=VALUE or --KEY VALUE, such as seed=1 dynamics.width=128 tokenizer.frame=[64,64,3];
+`dreamer4 presets NAME` prints all keys. A run that was interrupted goes on with the same command."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit status: 0, 2 for a mistake of the user, 130 after an interrupt."""
+    # A shell that starts us in the background, or a CI, may have the interrupt ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        parser = build_parser()
+        options, rest = parser.parse_known_args(argv)
+        options.settings = read_settings(rest)
+        if options.settings and not options.takes_settings:
+            raise ConfigError(f"`{options.verb}` takes no settings, got '{options.settings[0]}'")
+        options.act(options)
+        return 0
+    except DreamerError as error:
+        print(f"dreamer4: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ndreamer4: interrupted; the same command goes on", file=sys.stderr)
+        return 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("dreamer4", description=DESCRIPTION, allow_abbrev=False)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="COMMAND")
+
+    def add(name: str, act: Callable[[argparse.Namespace], None], text: str, settings: bool = True):
+        verb = verbs.add_parser(
+            name,
+            help=text,
+            description=text,
+            epilog=SETTINGS if settings else None,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        verb.set_defaults(act=act, takes_settings=settings)
+        return verb
+
+    verb = add("quickstart", quickstart, "all stages, from recordings to a report")
+    smoke = "the same path in a minute, too short to learn anything"
+    add_preset(verb).add_argument("--smoke", action="store_const", dest="preset", const="smoke", help=smoke)
+    verb.add_argument("--run", type=Path, metavar="DIR", help="by default runs/quickstart, or runs/PRESET")
+
+    verb = add("data", train, "recordings")
+    verb.add_argument("stage", choices=["collect"], help="collect: let the demonstrator play and record it")
+    add_preset(verb)
+    add_run(verb)
+
+    verb = add("train", train, "one stage of training")
+    verb.add_argument("stage", choices=TRAINED)
+    add_preset(verb)
+    add_run(verb)
+
+    verb = add("encode", train, "encode the recordings with the trained tokenizer, once")
+    verb.set_defaults(stage="encode", preset=None)
+    add_run(verb)
+
+    verb = add("evaluate", evaluate, "play a policy in the real environment")
+    verb.add_argument("--policy", choices=POLICIES, default="pmpo")
+    verb.add_argument("--episodes", type=int, metavar="N", help="by default evaluation.episodes")
+    verb.add_argument("--json", type=Path, metavar="FILE", help="write the result there as well")
+    add_run(verb)
+
+    verb = add("report", report, "write the report of a run again", settings=False)
+    add_run(verb)
+
+    verb = add("compare", compare, "several runs side by side", settings=False)
+    verb.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+
+    verb = add("presets", presets, "list the presets, or print one with all its keys", settings=False)
+    verb.add_argument("name", nargs="?", metavar="NAME")
+    return parser
+
+
+def add_run(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--run", type=Path, required=True, metavar="DIR", help="run directory")
+
+
+def add_preset(verb: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGroup:
+    group = verb.add_mutually_exclusive_group()
+    group.add_argument("--preset", metavar="NAME", help="where settings start from, by default the run's own")
+    return group
+
+
+def read_settings(rest: Sequence[str]) -> list[str]:
+    """`KEY=VALUE`, `--KEY=VALUE` and `--KEY VALUE` as `KEY=VALUE`; keys with a dash in front have a dot in them.
+
+    Raises:
+        ConfigError: a word is none of these.
+    """
+    settings, words = [], iter(rest)
+    for word in words:
+        key, equals, value = word.removeprefix("--").partition("=")
+        if word.startswith("-") and "." not in key and key not in ("env", "seed"):
+            raise ConfigError(f"unknown option '{word}': see dreamer4 COMMAND --help")
+        if not equals:
+            following = next(words, None) if word.startswith("--") else None
+            if following is None:
+                raise ConfigError(f"'{word}' is not a setting: write KEY=VALUE, such as seed=1")
+            value = following
+        settings.append(f"{key}={value}")
+    return settings
+
+
+def open_run(path: Path, settings: list[str], preset_name: str | None = None, default: str | None = None) -> "Run":
+    """The run, made or continued.
+
+    Args:
+        settings: on top of the preset asked for, else of the run's own config.
+        default: the preset of a new run where none is asked for; None makes no new run then.
+    """
+    from cluster.config import configure
+    from cluster.presets import preset
+    from cluster.run import Run, read_config, saved
+
+    config = None
+    if preset_name is None and not saved(path):
+        preset_name = default
+    if preset_name is not None:
+        config = configure(preset(preset_name), settings)
+    elif settings and saved(path):
+        config = configure(read_config(path), settings)
+    run = Run.open(path, config)
+    print(f"run     {run.path}\nconfig  {run.path / 'config.json'}", flush=True)
+    return run
+
+
+def quickstart(options: argparse.Namespace) -> None:
+    path = options.run or Path("runs", options.preset or "quickstart")
+    with open_run(path, options.settings, options.preset, default="laptop") as run:
+        from cluster.stages import STAGES
+
+        run_stages(run, STAGES)
+
+
+def train(options: argparse.Namespace) -> None:
+    """One stage; those before it have to be complete."""
+    default = "laptop" if options.stage == "collect" else None
+    with open_run(options.run, options.settings, options.preset, default) as run:
+        from cluster.stages import STAGES
+
+        for stage in STAGES[: STAGES.index(options.stage)]:
+            if run.finished(stage) is None:
+                raise RunError(
+                    f"stage '{stage}' of run '{run.path}' is not complete, and '{options.stage}' needs it: "
+                    "do the stages in order, or all of them by `dreamer4 quickstart`"
+                )
+        run_stages(run, [options.stage])
+
+
+def run_stages(run: "Run", stages: Sequence[str]) -> None:
+    from cluster.runtime import ray_session
+    from cluster.stages import run_stage
+
+    with ray_session(run.config) as dashboard:
+        if dashboard:
+            token = os.environ.get("RAY_AUTH_TOKEN_PATH")
+            print(f"ray     {dashboard}{f'  (asks for the token in {token})' if token else ''}", flush=True)
+        for stage in stages:
+            run_stage(stage, run)
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    if options.episodes is not None and options.episodes < 1:
+        raise ConfigError(f"--episodes must be at least 1, got {options.episodes}")
+    with open_run(options.run, options.settings) as run:
+        from cluster.runtime import ray_session
+        from cluster.stages import evaluate_policy
+        from dreamer4.files import write_json
+
+        with ray_session(run.config):
+            measured = evaluate_policy(run, options.policy, options.episodes or run.config.evaluation.episodes)
+        if options.json is not None:
+            write_json(options.json, measured)
+        for name, value in measured.items():
+            if not isinstance(value, list | dict):
+                print(f"{name:14} {value:.4g}" if isinstance(value, float) else f"{name:14} {value}")
+
+
+def report(options: argparse.Namespace) -> None:
+    from cluster.report import write_report
+    from cluster.run import Run
+
+    print(write_report(Run.attach(options.run)))
+
+
+def compare(options: argparse.Namespace) -> None:
+    from cluster.compare import compare as compare_runs
+
+    print(compare_runs(options.runs))
+
+
+def presets(options: argparse.Namespace) -> None:
+    from cluster.presets import PRESETS, parameters, preset
+    from cluster.settings import to_json
+
+    if options.name is not None:
+        print(json.dumps(to_json(preset(options.name)), indent=2))
+        return
+    for name, build in PRESETS.items():
+        tokenizer, dynamics = parameters(build())
+        sizes = f"tokenizer {tokenizer / 1e6:.3g} M, dynamics {dynamics / 1e6:.4g} M parameters"
+        print(f"{name:10} {(build.__doc__ or '').splitlines()[0]}\n{'':10} {sizes}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

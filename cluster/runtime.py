@@ -1,0 +1,186 @@
+"""The Ray that a run stands on: a local one for the length of the run, or the cluster that RAY_ADDRESS names."""
+
+import fcntl
+import logging
+import os
+import secrets
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import ray
+from ray.exceptions import AuthenticationError, RayError
+
+from cluster.config import RunConfig
+from dreamer4.errors import RunError
+
+ROOT = Path("/tmp")  # whatever TMPDIR is: the paths of Ray's sockets may have 107 bytes
+PREFIX = "dreamer4-"
+
+
+@contextmanager
+def ray_session(config: RunConfig) -> Iterator[str]:
+    """Ray for the length of a `with` block; gives the address of the dashboard, or "" where it has none.
+
+    Attaches to the cluster of RAY_ADDRESS where that is set, and uses the caller's connection where Ray is up already.
+
+    Raises:
+        RunError: the port of the dashboard is taken, there are too few GPUs, or the cluster can't be reached.
+    """
+    address = os.environ.get("RAY_ADDRESS", "local")
+    if ray.is_initialized():
+        yield ""
+    elif address != "local":
+        with _attached(address) as url:
+            yield url
+    else:
+        with _temporary_folder() as folder, _token(folder), _local(config, folder) as url:
+            yield url
+
+
+def logical_cpus(config: RunConfig) -> int:
+    """Room for the widest stage: our actors count one CPU each, whatever the machine has."""
+    resources = config.resources
+    return max(1 + resources.workers, resources.collectors, config.evaluation.actors)
+
+
+@contextmanager
+def _attached(address: str) -> Iterator[str]:
+    """A cluster that lives on afterwards."""
+    try:
+        _check_listening(address)
+        context = ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+    except AuthenticationError as error:
+        raise RunError(
+            f"the Ray cluster at '{address}' wants its token: set RAY_AUTH_TOKEN_PATH to the token's file, or "
+            "RAY_AUTH_MODE=disabled if it has none"
+        ) from error
+    except (OSError, RuntimeError, ValueError) as error:
+        raise RunError(f"can't reach the Ray cluster at '{address}' (RAY_ADDRESS): {_first_line(error)}") from error
+    try:
+        yield _url(context.dashboard_url)
+    finally:
+        ray.shutdown()
+
+
+def _check_listening(address: str) -> None:
+    """Raises `OSError` if nobody answers at `host:port`; Ray would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if port.isdigit() and "//" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+
+
+@contextmanager
+def _local(config: RunConfig, folder: Path) -> Iterator[str]:
+    resources = config.resources
+    port = resources.dashboard_port
+    if port is not None and not _is_free(port):
+        raise RunError(f"port {port} is in use: give another resources.dashboard_port, or none for the first free one")
+    try:
+        context = ray.init(
+            address="local",
+            num_cpus=logical_cpus(config),
+            object_store_memory=resources.object_store_mb * 1_000_000,
+            include_dashboard=True,
+            dashboard_host="127.0.0.1",
+            dashboard_port=port,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            _temp_dir=str(folder),
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        ray.shutdown()
+        raise RunError(f"can't start Ray: {_first_line(error)}") from error
+    try:
+        _check_gpus(config, ray.cluster_resources().get("GPU", 0))
+        yield _url(context.dashboard_url)
+    finally:
+        ray.shutdown()
+
+
+def _check_gpus(config: RunConfig, there: float) -> None:
+    """Ray would wait for ever for a GPU that isn't there; on a cluster, an autoscaler may bring it."""
+    resources = config.resources
+    wanted = resources.trainer_gpus + resources.workers * resources.worker_gpus
+    if wanted > there:
+        raise RunError(
+            f"the run asks for {wanted:g} GPUs and this machine has {there:g}: lower resources.trainer_gpus, "
+            "resources.worker_gpus or resources.workers"
+        )
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    """A folder for Ray's sockets, logs and spilled objects, removed at the end; logs stay if Ray itself failed."""
+    _remove_abandoned()
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=ROOT))
+    keep = False
+    with open(folder / ".unlocked", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        os.rename(folder / ".unlocked", folder / ".lock")
+        try:
+            yield folder
+        except Exception as error:
+            keep = isinstance(error, RayError) or isinstance(error.__cause__, RayError)
+            raise
+        finally:
+            if keep:
+                print(f"Ray's logs are in {folder}/session_latest/logs until the next start", file=sys.stderr)
+            else:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_abandoned() -> None:
+    """Folders of sessions that were killed: nobody holds their lock any more."""
+    for folder in ROOT.glob(f"{PREFIX}*"):
+        try:
+            with open(folder / ".lock") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+        except OSError:  # in use, somebody else's, or not a session
+            continue
+
+
+@contextmanager
+def _token(folder: Path) -> Iterator[None]:
+    """Only who can read the token's file can talk to this Ray. A token that the user has set is left alone."""
+    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        yield
+        return
+    path = folder / "token"
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(_process_token())
+    os.environ["RAY_AUTH_TOKEN_PATH"] = str(path)
+    try:
+        yield
+    finally:
+        del os.environ["RAY_AUTH_TOKEN_PATH"]
+
+
+@cache
+def _process_token() -> str:
+    """One for all sessions of a process, because Ray reads it once."""
+    return secrets.token_hex(32)
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def _url(dashboard: str | None) -> str:
+    return f"http://{dashboard}" if dashboard else ""
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
