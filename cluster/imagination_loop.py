@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from actors.imagination import ImaginationWorker
 from cluster.clock import Clock
 from cluster.models import RunData, load_agent, load_policy
@@ -49,7 +51,7 @@ def build_worker(path: str, variant: Variant) -> ImaginationWorker:
         model.dynamics,
         model.heads,
         load_policy(run, "bc"),
-        RunData(run).clips("contexts", latents=True),
+        RunData(run).clips("contexts", latents=True, ends_alive=True),
         config.shortcut,
         imagination,
         batch,
@@ -84,7 +86,8 @@ class PolicyTrainer:
         self.run = Run.attach(Path(path))
         self.variant = variant
         config = self.run.config
-        self.learner = PolicyLearner(load_policy(self.run, "bc"), config.dynamics.feature_width, config.policy)
+        head = load_policy(self.run, "bc")
+        self.learner = PolicyLearner(head, config.dynamics.feature_width, config.policy, config.seed)
         self.recent: deque[Weights] = deque(maxlen=config.policy.max_staleness + 1)
         self.checkpoints = self.run.checkpoints(variant.stage)
         self.config = {**self.run.identity(), "variant": asdict(variant)}
@@ -111,14 +114,12 @@ class PolicyTrainer:
         """One update; its metrics and the new weights go back as two references."""
         begin = time.monotonic()
         metrics = self.learner.step(index, list(rollouts))
-        metrics["learner_seconds"] = time.monotonic() - begin
-        weights = self._version()
-        self.recent.append(weights)
-        return metrics, weights
+        if metrics:  # empty where the update was applied before
+            metrics["learner_seconds"] = time.monotonic() - begin
+            self.recent.append(self._version())
+        return metrics, self.weights(self.learner.updates)
 
     def save(self) -> None:
-        import torch
-
         recent = [
             {"version": w.version, "policy": {k: torch.from_numpy(v) for k, v in w.policy.items()}} for w in self.recent
         ]

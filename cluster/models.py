@@ -51,11 +51,13 @@ class RunData:
     def latents(self) -> LatentDataset:
         return LatentDataset.open(self.run.latents, self.dataset)
 
-    def clips(self, name: str, chosen_E: np.ndarray | None = None, latents: bool = False) -> ClipSampler:
+    def clips(
+        self, name: str, chosen_E: np.ndarray | None = None, latents: bool = False, ends_alive: bool = False
+    ) -> ClipSampler:
         """Seeded windows over the training episodes, or over those chosen."""
         episodes = self.training_E if chosen_E is None else chosen_E
         source = self.latents() if latents else None
-        return ClipSampler(self.dataset, episodes, source, self.run.config.seed, name)
+        return ClipSampler(self.dataset, episodes, source, self.run.config.seed, name, ends_alive)
 
 
 def new_tokenizer(run: Run) -> Tokenizer:

@@ -3,12 +3,13 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from actors.collector import Collector
 from actors.encoder import Encoder
 from cluster.clock import Clock
-from cluster.evaluation import evaluate_policy
-from cluster.imagination_loop import improve_policy
+from cluster.evaluation import BASELINES, evaluate_policy
+from cluster.imagination_loop import VARIANTS, improve_policy
 from cluster.inspection import inspect
 from cluster.models import RunData, load_tokenizer
 from cluster.placement import result, worker
@@ -19,23 +20,139 @@ from cluster.telemetry import Progress
 from dreamer4.data.latents import finish_latents, latents_finished, weights_fingerprint, write_latents
 from dreamer4.data.writer import ShardWriter, finished_shard, merge_shards
 from dreamer4.envs.registry import spec
-from dreamer4.rng import seed_of
+
+PILOT_EPISODES = 50  # played to learn how long episodes are, so that shards can be recorded side by side
+
+
+class Recorder:
+    """Records shards of the demonstrator's episodes, in a process of its own."""
+
+    def __init__(self, path: str):
+        self.run = Run.attach(Path(path))
+        config = self.run.config
+        self.collector = Collector(config.env, config.data.demonstrator, config.seed)
+
+    def mean_length(self) -> float:
+        """Frames of an episode, over the first few."""
+        return sum(episode.length for episode in self.collector.collect(0, PILOT_EPISODES)) / PILOT_EPISODES
+
+    def make(self, index: int, episodes: int) -> float:
+        """Records shard number `index`, unless it is there; returns the CPU seconds of it."""
+        before = time.process_time()
+        if finished_shard(self.run.data, index) is None:
+            env = spec(self.run.config.env)
+            first = index * episodes
+            shape = (env.name, env.frame_shape, env.actions, env.tasks)
+            with ShardWriter(self.run.data, *shape, index=index, first_episode=first) as writer:
+                for episode in range(first, first + episodes):
+                    writer.add(self.collector.episode(episode))
+        return time.process_time() - before
+
+
+class LatentWriter:
+    """Encodes shards of the recordings, in a process of its own."""
+
+    def __init__(self, path: str):
+        self.run = Run.attach(Path(path))
+        tokenizer = load_tokenizer(self.run)
+        self.model = weights_fingerprint(tokenizer.state_dict())
+        self.encoder = Encoder(tokenizer, RunData(self.run).dataset)
+
+    def make(self, index: int) -> float:
+        """Encodes shard number `index`, unless it is there; returns the CPU seconds of it."""
+        before = time.process_time()
+        if not latents_finished(self.run.latents, index, self.model):
+            shard = self.encoder.dataset.manifest.shards[index]
+            latents = self.encoder.encode(shard.first_episode, shard.first_episode + shard.episodes)
+            write_latents(self.run.latents, index, latents, self.model)
+        return time.process_time() - before
+
+
+def make_shards(run: Run, stage: str, actors: list[Any], shards: int, *arguments: Any) -> dict[str, float]:
+    """Deals shards to actors, the next one to whoever is free; returns the times of the stage."""
+    import ray
+
+    progress, done = Progress(stage, shards), 0
+    with Clock(run, stage) as clock:
+        waiting, busy = list(range(shards))[::-1], {}
+        idle = list(actors)
+        while waiting or busy:
+            while waiting and idle:
+                actor = idle.pop()
+                busy[actor.make.remote(waiting.pop(), *arguments)] = actor
+            (finished,), _ = ray.wait(list(busy))
+            clock.add_cpu(result(finished))
+            idle.append(busy.pop(finished))
+            done += 1
+            progress.update(done)
+        progress.close()
+        return clock.record()
 
 
 def collect(run: Run) -> None:
-    """Records the demonstrator's episodes, shard by shard, by collectors side by side."""
-    data = run.config.data
+    """Records the demonstrator's episodes, shards side by side; as many as hold about `data.frames` frames."""
+    data, count = run.config.data, run.config.resources.collectors
+    actors = [worker(Recorder, name="recorder").remote(str(run.path)) for _ in range(count)]
     shards = -(-data.frames // data.shard_frames)
-    collect_all(run, "collect", shards, Recorder)
-    # Shards are recorded independently, so the numbers of their episodes are known only now.
+    episodes = max(1, round(data.frames / shards / result(actors[0].mean_length.remote())))
+    times = make_shards(run, "collect", actors, shards, episodes)
     manifest = merge_shards(run.data, shards)
-    run.finish("collect", {**manifest.statistics, "frames": manifest.frames, "episodes": manifest.episodes, **times(run, "collect")})
+    run.finish("collect", {"frames": manifest.frames, "episodes": manifest.episodes, **manifest.statistics, **times})
 
 
 def encode(run: Run) -> None:
-    """Encodes every shard of the recordings once, side by side."""
-    data = RunData(run)
+    """Encodes the recordings once, shards side by side."""
+    dataset = RunData(run).dataset
     model = weights_fingerprint(load_tokenizer(run).state_dict())
-    collect_all(run, "encode", len(data.dataset.manifest.shards), LatentWriter)
-    finish_latents(run.latents, data.dataset, model)
-    run.finish("encode", {"frames": data.dataset.frame_count, "tokenizer": model, **times(run, "encode")})
+    threads = run.config.resources.worker_threads
+    build = worker(LatentWriter, name="encoder", gpus=run.config.resources.worker_gpus, threads=threads)
+    actors = [build.remote(str(run.path)) for _ in range(run.config.resources.workers)]
+    times = make_shards(run, "encode", actors, len(dataset.manifest.shards))
+    finish_latents(run.latents, dataset, model)
+    run.finish("encode", {"frames": dataset.frame_count, "tokenizer": model, **times})
+
+
+def controls(run: Run) -> None:
+    """The baselines and negative controls of the config, beside the headline."""
+    for name in run.config.controls:
+        if run.finished(name) is None:
+            improve_policy(run, name) if name in VARIANTS else train_stage(run, name)
+    run.finish("controls", {"names": list(run.config.controls)})
+
+
+def evaluate(run: Run) -> None:
+    """Plays every policy of the run, and the demonstrator and a random one."""
+    names = (*BASELINES, "bc", *run.config.controls, "pmpo")
+    progress = Progress("evaluate", len(names))
+    for done, name in enumerate(names, start=1):
+        measured = evaluate_policy(run, name)
+        progress.update(done, {name: measured["mean_return"], "success": measured["success"]})
+    progress.close()
+    run.finish("evaluate", {"policies": list(names)})
+
+
+def report(run: Run) -> None:
+    print(f"report  {write_report(run)}", flush=True)
+    run.finish("report", {})
+
+
+ACTIONS: dict[str, Callable[[Run], None]] = {
+    "collect": collect,
+    "tokenizer": lambda run: train_stage(run, "tokenizer"),
+    "encode": encode,
+    "dynamics": lambda run: train_stage(run, "dynamics"),
+    "agent": lambda run: train_stage(run, "agent"),
+    "policy": improve_policy,
+    "controls": controls,
+    "evaluate": evaluate,
+    "inspect": inspect,
+    "report": report,
+}
+STAGES = tuple(ACTIONS)
+REPEATED = ("evaluate", "report")  # cheap when nothing is new; settings they depend on may change
+
+
+def run_stage(name: str, run: Run) -> None:
+    """Does a stage, unless it is complete."""
+    if run.finished(name) is None or name in REPEATED:
+        ACTIONS[name](run)

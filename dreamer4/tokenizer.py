@@ -50,9 +50,9 @@ class TokenizerConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "frame", tuple(self.frame))
-        whole = tuple(size + -size % self.patch for size in self.frame[:2])
-        object.__setattr__(self, "padded", whole if self.padded is None else tuple(self.padded))
-        if any(pad < size or pad % self.patch for pad, size in zip(self.padded, whole, strict=True)):
+        if self.padded is not None:
+            object.__setattr__(self, "padded", tuple(self.padded))
+        if any(pad < size or pad % self.patch for pad, size in zip(self.canvas, self.frame, strict=False)):
             raise ConfigError(
                 f"padded {self.padded} must be multiples of patch ({self.patch}) and at least the frame {self.frame[:2]}"
             )
@@ -62,9 +62,15 @@ class TokenizerConfig:
             raise ConfigError(f"mask_max must be in [0, 1), got {self.mask_max}")
 
     @property
+    def canvas(self) -> tuple[int, int]:
+        """Rows and columns of pixels, padding included."""
+        height, width = (size + -size % self.patch for size in self.frame[:2])
+        return (height, width) if self.padded is None else self.padded
+
+    @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of patches."""
-        return self.padded[0] // self.patch, self.padded[1] // self.patch
+        return self.canvas[0] // self.patch, self.canvas[1] // self.patch
 
     @property
     def patches(self) -> int:
@@ -204,11 +210,11 @@ class Tokenizer(nn.Module):
         return video_BTHWC * self.pixel_std + self.pixel_mean if self.config.standardize else video_BTHWC
 
     def patches_of(self, video_BTHWC: Tensor) -> Tensor:
-        return patchify(video_BTHWC, self.config.patch, self.config.padded)
+        return patchify(video_BTHWC, self.config.patch, self.config.canvas)
 
     def image_of(self, patches_BTPQ: Tensor) -> Tensor:
         """Video in [0, 1], fp32, of normalised patches."""
-        video = unpatchify(patches_BTPQ.float(), self.config.frame, self.config.patch, self.config.padded)
+        video = unpatchify(patches_BTPQ.float(), self.config.frame, self.config.patch, self.config.canvas)
         return self.denormalise(video).clamp(0, 1)
 
     def encode_tokens(

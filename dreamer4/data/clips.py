@@ -49,6 +49,7 @@ class ClipSampler:
         episodes: bool `[E]`, which episodes; None = all.
         latents: give latents instead of frames.
         name: of the use, part of the address of the randomness.
+        ends_alive: no window ends on a terminal frame; for contexts that a dream goes on from.
 
     Raises:
         DataError: no episode is chosen, or the latents are of another dataset.
@@ -61,6 +62,7 @@ class ClipSampler:
         latents: LatentDataset | None = None,
         seed: int = 0,
         name: str = "clips",
+        ends_alive: bool = False,
     ):
         self.dataset, self.latents, self.seed, self.name = dataset, latents, seed, name
         self.episodes = np.ones(dataset.episode_count, bool) if episodes is None else np.asarray(episodes, bool)
@@ -71,7 +73,7 @@ class ClipSampler:
                 f"'{name}' has latents of {latents.frame_count} frames for the {dataset.frame_count} frames of "
                 f"'{dataset.folder}': encode it again"
             )
-        self.axis = Axis.of(dataset, self.episodes)
+        self.axis, self.ends_alive = Axis.of(dataset, self.episodes), ends_alive
         self._relevant: tuple[bytes, Axis] | None = None
 
     def batch(self, step: int, batch: int, length: int) -> Clip:
@@ -113,8 +115,11 @@ class ClipSampler:
                 f"'{self.name}' needs windows of {length} frames, the chosen episodes of '{self.dataset.folder}' have "
                 f"{len(axis)} in all: collect more or shorten the windows"
             )
-        first = random.integers(len(axis), size=batch)
-        return (first[:, None] + np.arange(length)) % len(axis)
+        last = random.integers(len(axis), size=batch)
+        if self.ends_alive:
+            alive = np.flatnonzero(~self.dataset.terminal_F[axis.frame_F])
+            last = alive[random.integers(len(alive), size=batch)]
+        return (last[:, None] - np.arange(length)[::-1]) % len(axis)
 
     def clip(self, frame_BT: np.ndarray) -> Clip:
         """The clip of frames at any positions of the dataset; a first frame starts a segment."""

@@ -12,7 +12,7 @@ def scripted(*actions):
 
 
 def test_action_out_is_the_one_that_the_next_frame_shows():
-    """Invariant 33: act_in[t + 1] == act_out[t]."""
+    """The timing contract of `dreamer4.types`: act_in[t + 1] == act_out[t]."""
     episode = run_episode(EchoEnv(), scripted(2, 0, 1, 1, 2), seed=4)
     assert episode.length == 6
     assert episode.act_out_TA[:, 0].tolist() == [2, 0, 1, 1, 2, 0]

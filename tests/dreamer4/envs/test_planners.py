@@ -149,5 +149,5 @@ def test_player_is_chosen_by_environment_and_wins(name, kind):
 
 
 def test_environment_that_nobody_can_play_is_named():
-    with pytest.raises(ConfigError, match="MiniGrid-DoorKey-5x5-v0.*BabyAI"):
+    with pytest.raises(ConfigError, match=r"MiniGrid-DoorKey-5x5-v0.*BabyAI"):
         planner_for("MiniGrid-DoorKey-5x5-v0")

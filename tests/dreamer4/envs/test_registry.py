@@ -47,7 +47,8 @@ def test_action_spaces_other_than_one_choice_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("reward", "terminated", "expected"), [(0.9, True, True), (0.0, True, False), (-1, True, False), (0.9, False, False)]
+    ("reward", "terminated", "expected"),
+    [(0.9, True, True), (0.0, True, False), (-1, True, False), (0.9, False, False)],
 )
 def test_success_is_an_end_with_a_reward(reward, terminated, expected):
     assert success(reward, terminated) is expected
