@@ -91,7 +91,7 @@ def _local(config: RunConfig, folder: Path) -> Iterator[str]:
             dashboard_port=port,
             logging_level=logging.ERROR,
             log_to_driver=False,
-            _temp_dir=str(folder),
+            _temp_dir=str(folder / "ray"),  # which Ray opens to everybody, so it lies within a folder that is ours
         )
     except (OSError, RuntimeError, ValueError) as error:
         ray.shutdown()
@@ -130,7 +130,7 @@ def _temporary_folder() -> Iterator[Path]:
             raise
         finally:
             if keep:
-                print(f"Ray's logs are in {folder}/session_latest/logs until the next start", file=sys.stderr)
+                print(f"Ray's logs are in {folder}/ray/session_latest/logs until the next start", file=sys.stderr)
             else:
                 shutil.rmtree(folder, ignore_errors=True)
 

@@ -53,9 +53,9 @@ class ShardWriter:
         self._waiting: list[Episode] = []
         self._waiting_frames = 0
         self._sources: dict[str, int] = {}
-        _remove_remains(self.path)
         with ExitStack() as opening:
             temporary = opening.enter_context(replacing(self.path))
+            _remove_remains(self.path)
             sink = opening.enter_context(pa.OSFile(str(temporary), "wb"))
             # Later batches may add names to the dictionary of sources.
             options = pa.ipc.IpcWriteOptions(emit_dictionary_deltas=True)

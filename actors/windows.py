@@ -1,0 +1,91 @@
+"""Which windows of the validation episodes are looked at: seeded, without replacement, with their real continuation."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dreamer4.data.clips import Axis
+from dreamer4.data.episodes import EpisodeDataset
+from dreamer4.errors import DataError
+from dreamer4.rng import numpy_generator
+
+
+@dataclass(frozen=True)
+class Continuations:
+    """N contexts of C frames and the H frames that follow them.
+
+    `context_NC` and `following_NH` are positions in the dataset; `known_NH` is false beyond the end of the episode,
+    where `following_NH` repeats its last frame.
+    """
+
+    context_NC: np.ndarray
+    following_NH: np.ndarray
+    known_NH: np.ndarray
+
+    def rows(self, start: int, stop: int) -> "Continuations":
+        return Continuations(self.context_NC[start:stop], self.following_NH[start:stop], self.known_NH[start:stop])
+
+    def __len__(self) -> int:
+        return len(self.context_NC)
+
+
+class Windows:
+    """Windows over some episodes, laid end to end as `dreamer4.data.clips` does.
+
+    A context may begin in an earlier episode, as the contexts of imagination do; its last frame and what follows lie
+    in one.
+
+    Raises:
+        DataError: the episodes have fewer frames than a context.
+    """
+
+    def __init__(self, dataset: EpisodeDataset, episodes_E: np.ndarray, context: int, seed: int):
+        self.dataset, self.context, self.seed = dataset, context, seed
+        self.axis = Axis.of(dataset, np.asarray(episodes_E, bool))
+        if len(self.axis) < context:
+            raise DataError(
+                f"contexts of {context} frames are to be inspected, but the validation episodes of "
+                f"'{dataset.folder}' have {len(self.axis)} frames: collect more or raise data.validation"
+            )
+        lengths = self.axis.lengths_E
+        self.past_F = np.arange(len(self.axis)) - np.repeat(self.axis.starts_E, lengths)  # frames before, same episode
+        self.future_F = np.repeat(lengths, lengths) - 1 - self.past_F  # frames after, same episode
+
+    def arriving(self, use: str, count: int) -> np.ndarray:
+        """`[N, C]` contexts whose last frame has a reward: half of them, where there are as many, end at an event.
+
+        An event is a reward other than 0, or a terminal frame. They are rare, and what is measured is conditional.
+        """
+        frame_F = self.axis.frame_F
+        event_F = (self.dataset.reward_F[frame_F] != 0) | self.dataset.terminal_F[frame_F]
+        known_F = self.past_F > 0
+        events = self._draw(use, np.flatnonzero(known_F & event_F))[: count // 2]
+        others = self._draw(use, np.flatnonzero(known_F & ~event_F))[: count - len(events)]
+        return self._contexts(np.concatenate([events, others]))
+
+    def uniform(self, use: str, count: int, steps: int) -> Continuations:
+        """Contexts that end at any frame which another one follows."""
+        return self._continued(self._draw(use, np.flatnonzero(self.future_F > 0))[:count], steps)
+
+    def longest(self, use: str, count: int, steps: int) -> Continuations:
+        """Contexts with the longest continuations up to `steps`; among equals those that lie in one episode.
+
+        So that all steps of a horizon are measured on the same episodes as far as possible.
+        """
+        places = self._draw(use, np.flatnonzero(self.future_F > 0))
+        future = np.minimum(self.future_F[places], steps)
+        past = np.minimum(self.past_F[places], self.context - 1)
+        return self._continued(places[np.lexsort((-past, -future))][:count], steps)
+
+    def _draw(self, use: str, places: np.ndarray) -> np.ndarray:
+        return numpy_generator(self.seed, "inspection windows", use).permutation(places)
+
+    def _contexts(self, ends_N: np.ndarray) -> np.ndarray:
+        back_C = np.arange(1 - self.context, 1)
+        return self.axis.frame_F[(ends_N[:, None] + back_C) % len(self.axis)]
+
+    def _continued(self, ends_N: np.ndarray, steps: int) -> Continuations:
+        ahead_H = np.arange(1, steps + 1)
+        future_N1 = self.future_F[ends_N][:, None]
+        following = self.axis.frame_F[ends_N[:, None] + np.minimum(ahead_H, future_N1)]
+        return Continuations(self._contexts(ends_N), following, ahead_H <= future_N1)

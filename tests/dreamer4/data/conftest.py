@@ -1,0 +1,3 @@
+from worlds import world
+
+__all__ = ["world"]
