@@ -17,7 +17,7 @@ from cluster.pretrain import train_stage
 from cluster.report import write_report
 from cluster.run import Run
 from cluster.telemetry import Progress
-from dreamer4.data.latents import finish_latents, latents_finished, weights_fingerprint, write_latents
+from dreamer4.data.latents import finish_latents, latents_fingerprint, latents_finished, write_latents
 from dreamer4.data.writer import ShardWriter, finished_shard, merge_shards
 from dreamer4.envs.registry import spec
 
@@ -55,8 +55,9 @@ class LatentWriter:
     def __init__(self, path: str):
         self.run = Run.attach(Path(path))
         tokenizer = load_tokenizer(self.run)
-        self.model = weights_fingerprint(tokenizer.state_dict())
-        self.encoder = Encoder(tokenizer, RunData(self.run).dataset)
+        dataset = RunData(self.run).dataset
+        self.model = latents_fingerprint(tokenizer.state_dict(), dataset)
+        self.encoder = Encoder(tokenizer, dataset)
 
     def make(self, index: int) -> float:
         """Encodes shard number `index`, unless it is there; returns the CPU seconds of it."""
@@ -103,7 +104,7 @@ def collect(run: Run) -> None:
 def encode(run: Run) -> None:
     """Encodes the recordings once, shards side by side."""
     dataset = RunData(run).dataset
-    model = weights_fingerprint(load_tokenizer(run).state_dict())
+    model = latents_fingerprint(load_tokenizer(run).state_dict(), dataset)
     threads = run.config.resources.worker_threads
     build = worker(LatentWriter, name="encoder", gpus=run.config.resources.worker_gpus, threads=threads)
     actors = [build.remote(str(run.path)) for _ in range(run.config.resources.workers)]

@@ -136,6 +136,6 @@ def sample_frame(denoiser: Denoiser, noise_B1SD: Tensor, steps: int, k_max: int)
     step_idx = torch.full(z.shape[:2], steps.bit_length() - 1, device=z.device)
     for i in range(steps):
         tau_idx = torch.full_like(step_idx, i * k_max // steps)
-        clean = denoiser(z, tau_idx, step_idx)
+        clean = denoiser(z, tau_idx, step_idx).to(z.dtype)  # fp32, also from a network in bf16
         z = clean if i == steps - 1 else z + (clean - z) / (steps - i)
     return z

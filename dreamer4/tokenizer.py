@@ -54,7 +54,7 @@ class TokenizerConfig:
             object.__setattr__(self, "padded", tuple(self.padded))
         if any(pad < size or pad % self.patch for pad, size in zip(self.canvas, self.frame, strict=False)):
             raise ConfigError(
-                f"padded {self.padded} must be multiples of patch ({self.patch}) and at least the frame {self.frame[:2]}"
+                f"padded {self.padded} must be multiples of patch ({self.patch}), at least the frame {self.frame[:2]}"
             )
         if self.latents % self.pack:
             raise ConfigError(f"latents ({self.latents}) must be a multiple of pack ({self.pack})")

@@ -176,6 +176,20 @@ def test_demonstrator_does_not_depend_on_its_neighbours(name):
     assert wide == narrow
 
 
+def test_demonstrator_is_not_asked_where_the_row_is_done(echo, monkeypatch):
+    class Player:
+        def __init__(self, name, env, mixture, random):
+            self.env = env
+
+        def act(self):
+            assert not self.env.over
+            return 1
+
+    monkeypatch.setattr(evaluator, "Demonstrator", Player)
+    result = Evaluator("echo", 4, FIRST, 100).play(DemonstratorPolicy("echo", Mixture(), 0), 0, 12)
+    assert len(set(result.lengths)) > 1
+
+
 @pytest.mark.parametrize("sample", [True, False])
 def test_agent_does_not_depend_on_its_neighbours(echo, sample):
     """Rows forget at first frames, and noise is addressed by episode and step."""

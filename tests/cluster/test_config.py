@@ -75,7 +75,7 @@ def test_tokenizer_for_other_frames_is_refused():
 def test_another_environment_needs_its_frame_size_only():
     env, frame = "env=MiniGrid-Dynamic-Obstacles-6x6-v0", "tokenizer.frame=[48,48,3]"
     assert configure(laptop(), [env, frame, "tokenizer.padded=none"]).tokenizer.frame == (48, 48, 3)
-    with pytest.raises(ConfigError, match="tokenizer.frame"):
+    with pytest.raises(ConfigError, match=r"tokenizer\.frame"):
         configure(laptop(), [env])
 
 
@@ -87,7 +87,7 @@ def test_unknown_environment_is_named():
 def test_perceptual_term_without_a_network_is_refused():
     """A weight that is silently not applied would be worse."""
     config = replace(laptop(), tokenizer=replace(laptop().tokenizer, lpips_weight=0.2))
-    with pytest.raises(ConfigError, match="lpips_weight is 0.2.*perceptual_vgg"):
+    with pytest.raises(ConfigError, match=r"lpips_weight is 0\.2.*perceptual_vgg"):
         resolve(config, ENV)
     files = replace(laptop().tokenizer_training, perceptual_vgg="a", perceptual_linear="b")
     resolve(replace(config, tokenizer_training=files), ENV)

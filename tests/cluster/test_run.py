@@ -31,7 +31,7 @@ def test_new_run_keeps_its_config(tmp_path):
 
 
 def test_missing_run_is_named_and_not_made(tmp_path):
-    with pytest.raises(RunError, match="no run in .*nothing.*dreamer4 quickstart --run"):
+    with pytest.raises(RunError, match=r"no run in .*nothing.*dreamer4 quickstart --run"):
         Run.open(tmp_path / "nothing")
     with pytest.raises(RunError, match="nothing"):
         Run.attach(tmp_path / "nothing")
@@ -94,7 +94,7 @@ def test_killed_holder_loses_the_lock_and_is_named_before(tmp_path):
 
 def test_unwritable_directory_is_named(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(RunError, match="can't write to folder '.*file/run'"):
+    with pytest.raises(RunError, match=r"can't write to folder '.*file/run'"):
         Run.open(tmp_path / "file" / "run", smoke())
 
 

@@ -181,7 +181,9 @@ def test_denoising_never_changes_the_cache_and_any_number_of_steps_leaves_room_f
             for i in range(passes):
                 z, index = torch.randn(2, 1, 2, 6, generator=generator(t, i)), torch.full((2, 1), 0)
                 stream._pass(z, index, index, clip.act_in_BTA[:, t : t + 1], clip.act_in_known_BT[:, t : t + 1])
-            stream.observe(*(x[:, t : t + 1] for x in (clip.latents_BTSD, clip.act_in_BTA, clip.act_in_known_BT, noise)))
+            stream.observe(
+                *(x[:, t : t + 1] for x in (clip.latents_BTSD, clip.act_in_BTA, clip.act_in_known_BT, noise))
+            )
         caches.append([*stream.cache.keys, *stream.cache.values, stream.cache.valid_BC, stream.cache.frame_C])
     for other in caches[1:]:
         assert all(torch.equal(a, b) for a, b in zip(caches[0], other, strict=True))

@@ -179,9 +179,9 @@ def loss_in_numpy(clean: np.ndarray, noised: np.ndarray, levels: Levels, mistake
             middle[t] = noised[t] + (first[t] - noised[t]) / (1 - tau[t]) * d[t] / 2
             middle_idx[t] = int((tau[t] + d[t] / 2) * K_MAX)
     if mistake == "stale context":
-        second = np.stack([
-            mixer_in_numpy(np.concatenate([noised[:t], middle[t : t + 1]]), middle_idx, half_idx)[t] for t in frames
-        ])
+        second = np.stack(
+            [mixer_in_numpy(np.concatenate([noised[:t], middle[t : t + 1]]), middle_idx, half_idx)[t] for t in frames]
+        )
     else:
         second = mixer_in_numpy(middle, middle_idx, half_idx)
     loss = np.zeros(len(clean))
@@ -199,7 +199,9 @@ def loss_in_numpy(clean: np.ndarray, noised: np.ndarray, levels: Levels, mistake
     return loss
 
 
-def losses(denoiser: Callable[..., Tensor], clean: Tensor, noised: Tensor, levels: Levels, ramp: bool = False) -> Tensor:
+def losses(
+    denoiser: Callable[..., Tensor], clean: Tensor, noised: Tensor, levels: Levels, ramp: bool = False
+) -> Tensor:
     target = shortcut_targets(denoiser, clean, noised, levels)
     return shortcut_error(denoiser(noised, levels.tau_idx, levels.step_idx), target, levels, ramp)
 

@@ -267,9 +267,7 @@ def test_where_a_patch_is_masked_still_matters():
     """Masked patches keep their position: two masks of the same size give different latents."""
     model, patches = tiny_tokenizer(), torch.zeros(1, 1, 6, 48)
     with torch.no_grad():
-        first, second = (
-            model.encode_tokens(patches, F.one_hot(torch.tensor([[place]]), 6).bool()) for place in (0, 5)
-        )
+        first, second = (model.encode_tokens(patches, F.one_hot(torch.tensor([[place]]), 6).bool()) for place in (0, 5))
     assert not torch.allclose(first, second, atol=1e-4)
 
 
@@ -391,7 +389,7 @@ def test_frames_of_another_size_are_refused_with_both_sizes():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"padded": (60, 64)}, r"padded \(60, 64\) must be multiples of patch \(8\) and at least the frame \(64, 64\)"),
+        ({"padded": (60, 64)}, r"padded \(60, 64\) must be multiples of patch \(8\), at least the frame \(64, 64\)"),
         ({"padded": (64, 68)}, r"padded \(64, 68\) must be multiples of patch"),
         ({"latents": 5}, r"latents \(5\) must be a multiple of pack \(2\)"),
         ({"mask_max": 1.0}, r"mask_max must be in \[0, 1\), got 1.0"),

@@ -185,7 +185,9 @@ def attention_in_loops(layer: Attention, x_LM: np.ndarray, angles_LK: np.ndarray
             for j in np.flatnonzero(seen_LL[i]):
                 key = turned(k_all[j, shared : shared + size], weights["k_norm.gain"], angles_LK[j])
                 score = query @ key / math.sqrt(size)
-                scores.append(score if config.soft_cap is None else config.soft_cap * math.tanh(score / config.soft_cap))
+                scores.append(
+                    score if config.soft_cap is None else config.soft_cap * math.tanh(score / config.soft_cap)
+                )
                 values.append(v_all[j, shared : shared + size])
             p = np.exp(np.array(scores) - max(scores))
             out[i, own : own + size] = (p / p.sum()) @ np.array(values)

@@ -121,6 +121,18 @@ def test_the_first_frame_of_a_row_knows_its_action_unless_an_episode_begins_ther
     assert torch.equal(clip.act_in_known_BT[:, 0], ~first)
 
 
+def test_an_action_that_was_not_recorded_is_unknown_on_both_sides(tmp_path):
+    """Unlabelled stretches of a recording: neither a target of the policy nor a condition of the next frame."""
+    one = walk(0)
+    known = one.act_known_T & (np.arange(one.length) % 2 == 1)
+    sampler = ClipSampler(write_walks(tmp_path, [replace(one, act_known_T=known)]))
+    clip = sampler.clip(np.arange(one.length)[None])
+    assert clip.act_out_known_BT[0].tolist() == known.tolist()
+    assert clip.act_in_known_BT[0].tolist() == [False, *known[:-1]]
+    assert clip.act_in_BTA[~clip.act_in_known_BT].eq(0).all() and clip.act_out_BTA[~clip.act_out_known_BT].eq(0).all()
+    assert 0 < known.sum() < one.length - 1
+
+
 def test_types_and_shapes_are_those_of_the_record(world):
     for clip in (world.clips().batch(0, 3, 5), world.clips(latents=False).batch(0, 3, 5)):
         assert (clip.batch, clip.length) == (3, 5)

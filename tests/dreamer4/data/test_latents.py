@@ -90,6 +90,8 @@ def test_the_fingerprint_changes_with_weights_and_with_recordings(dataset, tmp_p
         changed = {**weights, name: weights[name] + 1}
         assert weights_fingerprint(changed) != weights_fingerprint(weights)
         assert latents_fingerprint(changed, dataset) != model
+    renamed = {"d" if name == "c" else name: value for name, value in weights.items()}
+    assert weights_fingerprint(renamed) != weights_fingerprint(weights)
     brighter = [replace(walk(index), frames_THWC=walk(index).frames_THWC + 1) for index in range(20)]
     assert latents_fingerprint(weights, write_walks(tmp_path, brighter)) != model
 

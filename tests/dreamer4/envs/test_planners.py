@@ -101,6 +101,29 @@ def test_bot_that_goes_in_circles_is_lost():
     assert planner.act(None) is None
 
 
+def test_bot_may_plan_long_episodes():
+    """Its patience is per action."""
+    env = make_minigrid("BabyAI-GoToRedBall-v0")
+    env.reset(seed=0)
+    planner = BotPlanner(env)
+    planner.bot.replan = lambda last_action: planner.bot.stack.append("one") or LEFT
+    assert all(planner.act(None) == LEFT for _ in range(1500))
+
+
+def test_planner_is_told_what_was_played_not_what_it_planned():
+    told = []
+
+    class Spy:
+        def act(self, last_action):
+            told.append(last_action)
+            return FORWARD
+
+    player = Demonstrator(EMPTY, grid(), Mixture(1.0, 0.5), numpy_generator("told"))
+    player.planner = Spy()
+    played = [player.act() for _ in range(50)]
+    assert told == [None, *played[:-1]] and set(played) > {FORWARD}
+
+
 def test_lost_player_acts_at_random():
     env = make_minigrid("BabyAI-GoToRedBall-v0")
     env.reset(seed=0)
