@@ -1,5 +1,6 @@
 """What an inspection found, on disk: `inspection.json` for reading, `arrays.npz` for what is an array."""
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -52,12 +53,17 @@ def _plain(found: Mapping[str, Any], place: str = "") -> dict[str, Any]:
         if isinstance(value, Mapping):
             plain[name] = _plain(value, f"{place}{name}/")
         elif isinstance(value, np.ndarray):
-            plain[name] = {ARRAY: f"{place}{name}", "shape": list(value.shape)}
-        elif isinstance(value, float | np.floating):
-            plain[name] = float(value) if np.isfinite(value) else None
+            plain[name] = {ARRAY: f"{place}{name}"}
+            if value.ndim == 1:  # for the reader
+                plain[name]["values"] = [_number(number) for number in value.tolist()]
         else:
-            plain[name] = value.item() if isinstance(value, np.generic) else value
+            plain[name] = _number(value)
     return plain
+
+
+def _number(value: Any) -> Any:
+    value = value.item() if isinstance(value, np.generic) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _filled(found: Any, arrays: Mapping[str, np.ndarray]) -> Any:

@@ -1,5 +1,6 @@
 """Which windows of the validation episodes are looked at: seeded, without replacement, with their real continuation."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,8 +23,11 @@ class Continuations:
     following_NH: np.ndarray
     known_NH: np.ndarray
 
-    def rows(self, start: int, stop: int) -> "Continuations":
-        return Continuations(self.context_NC[start:stop], self.following_NH[start:stop], self.known_NH[start:stop])
+    def parts(self, rows: int) -> Iterator[tuple[int, "Continuations"]]:
+        """The windows, at most `rows` at a time, with the number of the first one."""
+        for start in range(0, len(self), rows):
+            chosen = slice(start, start + rows)
+            yield start, Continuations(self.context_NC[chosen], self.following_NH[chosen], self.known_NH[chosen])
 
     def __len__(self) -> int:
         return len(self.context_NC)
@@ -36,7 +40,7 @@ class Windows:
     in one.
 
     Raises:
-        DataError: the episodes have fewer frames than a context.
+        DataError: the episodes have fewer frames than a context, or no frame follows another.
     """
 
     def __init__(self, dataset: EpisodeDataset, episodes_E: np.ndarray, context: int, seed: int):
@@ -50,6 +54,8 @@ class Windows:
         lengths = self.axis.lengths_E
         self.past_F = np.arange(len(self.axis)) - np.repeat(self.axis.starts_E, lengths)  # frames before, same episode
         self.future_F = np.repeat(lengths, lengths) - 1 - self.past_F  # frames after, same episode
+        if not self.future_F.any():
+            raise DataError(f"all validation episodes of '{dataset.folder}' have a single frame: record longer ones")
 
     def arriving(self, use: str, count: int) -> np.ndarray:
         """`[N, C]` contexts whose last frame has a reward: half of them, where there are as many, end at an event.

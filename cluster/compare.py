@@ -1,77 +1,155 @@
-"""Several runs side by side, such as the seeds of one experiment, as Markdown."""
+"""Several runs side by side, as Markdown: what `docs/results.md` shows of the seeds."""
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
-from cluster.inspection import load_inspection
-from cluster.report import evaluations, z_score
-from cluster.run import read_config
+from cluster.results import STAGES, finished, in_order, label, read_evaluations, read_times, z_score
 from dreamer4.errors import RunError
 from dreamer4.files import read_json
+from dreamer4.metrics import mean_stderr
+
+MISSING = "–"
 
 
-def compare(paths: Sequence[Path]) -> str:
-    """Tables of returns and successes per policy, of the world model, and of CPU seconds per stage.
+def compare(paths: Iterable[str | Path]) -> str:
+    """Tables of returns, of differences to BC, of the world models, and of CPU seconds; one column per run.
 
     Raises:
-        RunError: a path is no run, or no run has been evaluated.
+        RunError: a path holds no run.
     """
-    names = [f"{path.name} (seed {read_config(path).seed})" for path in paths]
-    measured = [evaluations(path) for path in paths]
-    policies = list(dict.fromkeys(name for records in measured for name in records))
+    runs = [Path(path) for path in paths]
+    configs = [_config(run) for run in runs]
+    names = _names(runs, configs)
+    evaluations = [read_evaluations(run) for run in runs]
+    return "\n".join(
+        [
+            *_returns(names, evaluations),
+            "",
+            *_differences(names, evaluations),
+            "",
+            *_world_models(names, runs),
+            "",
+            *_costs(names, runs),
+            "",
+        ]
+    )
+
+
+def _config(run: Path) -> dict[str, Any]:
+    if not (run / "config.json").is_file():
+        raise RunError(f"there is no run in '{run}': give run directories")
+    return read_json(run / "config.json")
+
+
+def _names(runs: list[Path], configs: list[dict[str, Any]]) -> list[str]:
+    """Seeds where these tell the runs apart, otherwise the directories' names."""
+    seeds = [f"seed {config.get('seed', 0)}" for config in configs]
+    return seeds if len(set(seeds)) == len(runs) else [run.name for run in runs]
+
+
+def _returns(names: list[str], evaluations: list[dict[str, dict[str, Any]]]) -> list[str]:
+    policies = in_order(policy for one in evaluations for policy in one)
     if not policies:
-        raise RunError(f"none of {', '.join(map(str, paths))} has been evaluated: dreamer4 evaluate --run RUN")
+        return ["No policy has been evaluated yet."]
     rows = []
     for policy in policies:
-        records = [records.get(policy) for records in measured]
-        there = [record for record in records if record is not None]
-        mean = f"{fmean(r['mean_return'] for r in there):.2f} ({100 * fmean(r['success'] for r in there):.0f} %)"
-        rows.append([policy, *(cell(record) for record in records), mean])
-    rows.append(["z, PMPO against BC", *(z_cell(records) for records in measured), ""])
-    tables = [table(["policy", *names, "mean"], rows), *world_models(paths, names), *times(paths, names)]
-    return "\n\n".join(tables)
+        records = [one.get(policy) for one in evaluations]
+        means = [record["mean_return"] for record in records if record]
+        wins = [record["success"] for record in records if record]
+        total = f"{_with_error(*mean_stderr(means))} ({100 * sum(wins) / len(wins):.1f} %)"
+        rows.append([label(policy), *(_cell(record) for record in records), total])
+    episodes = sorted({record["episodes"] for one in evaluations for record in one.values()})
+    counted = " to ".join(dict.fromkeys([str(episodes[0]), str(episodes[-1])]))
+    return [
+        f"Mean return ± standard error over {counted} episodes (successful episodes). "
+        "Last column: mean over the runs ± standard error over them.",
+        "",
+        *markdown(["policy", *names, "mean over runs"], rows),
+    ]
 
 
-def cell(record: dict[str, Any] | None) -> str:
-    if record is None:
-        return "-"
-    return f"{record['mean_return']:.2f} ± {record['stderr']:.2f} ({100 * record['success']:.1f} %)"
-
-
-def z_cell(records: dict[str, dict[str, Any]]) -> str:
-    return f"{z_score(records['pmpo'], records['bc']):.1f}" if {"pmpo", "bc"} <= records.keys() else "-"
-
-
-def world_models(paths: Sequence[Path], names: Sequence[str]) -> Iterable[str]:
-    inspected = [load_inspection(path / "inspection") for path in paths]
-    numbers = [found[0] if found else {} for found in inspected]
-    lines = {
-        "reconstruction, dB": lambda n: f"{n['reconstructions']['psnr']:.1f}",
-        "agent's cell one step ahead": lambda n: f"{n['horizon']['agent_cell'][0]:.3f}",
-        "the same, copying the last frame": lambda n: f"{n['horizon']['agent_cell_copy'][0]:.3f}",
-        "action-shuffle ratio": lambda n: f"{n['actions']['ratio']:.2f}",
-    }
+def _differences(names: list[str], evaluations: list[dict[str, dict[str, Any]]]) -> list[str]:
     rows = []
-    for name, show in lines.items():
-        try:
-            rows.append([name, *(show(n) if n else "-" for n in numbers)])
-        except KeyError:  # not measured in this environment
+    for policy in in_order(policy for one in evaluations for policy in one):
+        pairs = [(one.get(policy), one.get("bc")) for one in evaluations]
+        if policy in ("random", "demonstrator", "bc") or not any(mine and base for mine, base in pairs):
             continue
-    if any(numbers):
-        yield table(["world model", *names], rows)
+        rows.append([f"{label(policy)} − BC", *(_difference(mine, base) for mine, base in pairs)])
+    if not rows:
+        return ["No policy can be compared with BC yet."]
+    return [
+        "Differences of mean returns, and z: the difference in standard errors, which are over episodes.",
+        "",
+        *markdown(["difference", *names], rows),
+    ]
 
 
-def times(paths: Sequence[Path], names: Sequence[str]) -> Iterable[str]:
-    spent = [read_json(path / "timing.json") if (path / "timing.json").exists() else {} for path in paths]
-    stages = list(dict.fromkeys(stage for one in spent for stage in one))
-    rows = [[stage, *(f"{one[stage]['cpu_seconds']:.0f}" if stage in one else "-" for one in spent)] for stage in stages]
-    rows.append(["total", *(f"{sum(stage['cpu_seconds'] for stage in one.values()):.0f}" for one in spent)])
-    yield table(["CPU seconds", *names], rows)
+def _world_models(names: list[str], runs: list[Path]) -> list[str]:
+    found = [_inspected(run) for run in runs]
+    rows = {
+        "reconstruction": [_number(one, ".1f", "reconstructions", "psnr", unit=" dB") for one in found],
+        "agent's cell after one step": [_number(one, ".3f", "agent_cell", "one_step", "model") for one in found],
+        "the same, last frame repeated": [_number(one, ".3f", "agent_cell", "one_step", "copy") for one in found],
+        "action-shuffle ratio, one step": [_number(one, ".2f", "action_shuffle", "one_step", "ratio") for one in found],
+    }
+    rows = {name: cells for name, cells in rows.items() if set(cells) != {MISSING}}
+    if not rows:
+        return ["No world model has been inspected yet."]
+    lines = [[name, *cells] for name, cells in rows.items()]
+    return ["World models, on validation episodes.", "", *markdown(["measurement", *names], lines)]
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+def _inspected(run: Path) -> dict[str, Any]:
+    path = run / "inspection" / "inspection.json"
+    return read_json(path) if path.exists() else {}
+
+
+def _number(found: dict[str, Any], form: str, *keys: str, unit: str = "") -> str:
+    """A number deep in nested dicts, or a dash where it was not measured."""
+    value: Any = found
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return MISSING if value is None else f"{value:{form}}{unit}"
+
+
+def _costs(names: list[str], runs: list[Path]) -> list[str]:
+    times = [read_times(run) for run in runs]
+    stages = dict.fromkeys([*STAGES, *(stage for one in times for stage in one)])
+    rows = []
+    for stage in stages:
+        cells = []
+        for run, one in zip(runs, times, strict=True):
+            unfinished = finished(run, stage) is None
+            cells.append(f"{one[stage]['cpu_seconds']:.0f}{' (unfinished)' * unfinished}" if stage in one else MISSING)
+        if any(cell != MISSING for cell in cells):
+            rows.append([stage, *cells])
+    if not rows:
+        return ["No stage has been timed yet."]
+    sums = [sum(time["cpu_seconds"] for time in one.values()) for one in times]
+    rows.append(["all", *(f"{total:.0f}" for total in sums)])
+    return ["CPU seconds per stage.", "", *markdown(["stage", *names], rows)]
+
+
+def _cell(record: dict[str, Any] | None) -> str:
+    if record is None:
+        return MISSING
+    return f"{_with_error(record['mean_return'], record['stderr'])} ({100 * record['success']:.1f} %)"
+
+
+def _difference(mine: dict[str, Any] | None, base: dict[str, Any] | None) -> str:
+    if mine is None or base is None:
+        return MISSING
+    return f"{mine['mean_return'] - base['mean_return']:+.3f}, z {z_score(mine, base):.1f}"
+
+
+def _with_error(mean: float, stderr: float | None) -> str:
+    known = stderr is not None and math.isfinite(stderr)
+    return f"{mean:.3f} ± {stderr:.3f}" if known else f"{mean:.3f}"
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table; the first column is text, the others are numbers."""
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return [f"| {' | '.join(cells)} |" for cells in (head, rule, *rows)]

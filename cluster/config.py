@@ -177,7 +177,7 @@ def resolve(config: RunConfig, env: EnvSpec | None = None) -> RunConfig:
         shape = ",".join(str(size) for size in env.frame_shape)
         raise ConfigError(
             f"'{config.env}' gives frames of {tuple(env.frame_shape)}, but tokenizer.frame is {tokenizer.frame}: "
-            f"add tokenizer.frame=[{shape}] tokenizer.padded=none"
+            f"add tokenizer.frame=[{shape}]"
         )
     training = config.tokenizer_training
     if tokenizer.lpips_weight > 0 and not (training.perceptual_vgg and training.perceptual_linear):

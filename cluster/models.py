@@ -10,7 +10,7 @@ from dreamer4.data.episodes import EpisodeDataset
 from dreamer4.data.latents import LatentDataset
 from dreamer4.dynamics import Dynamics
 from dreamer4.errors import RunError
-from dreamer4.heads import PolicyHead
+from dreamer4.heads import PolicyHead, ScalarHead
 from dreamer4.rng import seed_of
 from dreamer4.tokenizer import Tokenizer
 from learners.agent import AgentModel
@@ -111,3 +111,14 @@ def load_policy(run: Run, name: str) -> PolicyHead:
     chosen = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
     load_weights(policy, chosen, name)
     return policy.to(choose_device(run))
+
+
+def load_value(run: Run) -> ScalarHead:
+    """The value head that stage 4 has trained beside the policy."""
+    policy = run.config.policy
+    width = run.config.dynamics.feature_width
+    value = ScalarHead(width, policy.value_hidden, policy.value_layers, 1, policy.bins)
+    weights = run.checkpoints("policy").load().weights
+    chosen = {key.removeprefix("value."): tensor for key, tensor in weights.items() if key.startswith("value.")}
+    load_weights(value, chosen, "value")
+    return value.to(choose_device(run))

@@ -1,171 +1,235 @@
-"""The report of a run: one HTML page and its PNGs, from the files in the run directory, complete or not."""
+"""What a run has shown so far, on one page: `report/report.html`, with its pictures beside it as PNGs.
+
+Reads files only, so it can be written at any moment, on any machine; what isn't there yet is named as missing.
+"""
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cluster import figures
-from cluster.inspection import load_inspection
-from cluster.page import Page
+from actors.inspection import load_inspection
+from cluster import figures, strips
+from cluster.figures import Picture
+from cluster.page import details, page, paragraph, pictures, section, table
+from cluster.results import STAGES, finished, label, read_evaluations, read_times, z_score
 from cluster.run import Run
 from cluster.settings import to_json
-from cluster.telemetry import read_metrics
-from dreamer4.files import read_json, write_atomic
+from cluster.telemetry import duration, read_metrics
+from dreamer4.files import write_atomic
+from dreamer4.metrics import wilson
 
-ORDER = ("demonstrator", "random", "bc", "filtered_bc", "pmpo", "horizon_1", "shuffled")
-LOSSES = {
-    "tokenizer": ("mse",),
-    "dynamics": ("shortcut",),
-    "agent": ("shortcut", "policy", "reward", "continue"),
-    "filtered_bc": ("policy",),
-}
-
-
-class Report:
-    """Writes the parts of a page, and every picture as a file of its own beside it."""
-
-    def __init__(self, run: Run):
-        self.run, self.folder = run, run.path / "report"
-        self.page = Page(f"Dreamer 4: {run.path.name}")
-
-    def picture(self, name: str, png: bytes, caption: str) -> None:
-        write_atomic(self.folder / f"{name}.png", png)
-        self.page.picture(png, caption)
-
-    def write(self) -> Path:
-        self.results()
-        self.world_model()
-        self.imagination()
-        self.training()
-        self.times()
-        self.page.folded("Configuration", json.dumps(to_json(self.run.config), indent=2))
-        path = self.folder / "report.html"
-        write_atomic(path, self.page.html().encode())
-        return path
-
-    def results(self) -> None:
-        """The table of policies in the real environment."""
-        self.page.heading(f"In the real environment ({self.run.config.env})")
-        measured = evaluations(self.run.path)
-        if not measured:
-            return self.page.missing("No policy has been evaluated yet.")
-        header = ["policy", "episodes", "mean return", "standard error", "success", "95 % interval", "z against BC"]
-        self.page.table(header, [result_row(record, measured.get("bc")) for record in measured.values()])
-        self.page.text(
-            "Sampled actions. z: difference of the mean returns in standard errors of that difference; it says "
-            "nothing about other seeds."
-        )
-
-    def world_model(self) -> None:
-        self.page.heading("World model, on validation episodes")
-        inspected = load_inspection(self.run.path / "inspection")
-        if inspected is None:
-            return self.page.missing("The models have not been inspected yet.")
-        numbers, arrays = inspected
-        coded, ahead, actions = numbers["reconstructions"], numbers["horizon"], numbers["actions"]
-        self.picture(
-            "reconstructions",
-            figures.grid(list(arrays["reconstructions.pictures"])),
-            f"Frames (above) and their reconstructions: {coded['psnr']:.1f} dB; the mean image has "
-            f"{coded['psnr_mean_image']:.1f} dB.",
-        )
-        rows = []
-        for pair, alive in zip(arrays["horizon.pictures"], arrays["horizon.pictures_alive"], strict=True):
-            rows += [frames[alive.astype(bool)] for frames in pair]
-        self.picture("horizon", figures.grid(rows, 2), "What followed (above) and what was imagined, with its actions.")
-        steps = list(range(1, len(ahead["n"]) + 1))
-        lines = {"model": "psnr", "copy of the last frame": "psnr_copy", "mean image": "psnr_mean_image"}
-        plot = figures.curves({k: (steps, ahead[v]) for k, v in lines.items()}, "steps ahead", "PSNR, dB")
-        self.picture("psnr", plot, "PSNR is fair only where the future is certain: a sharp guess loses to a blur.")
-        if "agent_cell" in ahead:
-            lines = {"model": "agent_cell", "copy of the last frame": "agent_cell_copy"}
-            plot = figures.curves({k: (steps, ahead[v]) for k, v in lines.items()}, "steps ahead", "agent's cell right")
-            self.picture(
-                "agent_cell",
-                plot,
-                f"One step ahead {ahead['agent_cell'][0]:.2f}, copying {ahead['agent_cell_copy'][0]:.2f}. Balls per "
-                f"imagined frame: {ahead['balls'][0]:.2f}, real {ahead['balls_real']:.2f}.",
-            )
-        self.page.text(
-            f"Action-shuffle ratio {actions['ratio']:.2f}: error with another row's actions over error with the right "
-            "ones; 1 would mean that actions don't matter to the model."
-        )
-        for head, found in numbers["heads"].items():
-            table = [[f"{r['true']:g}", str(r["n"]), f"{r['mean']:.3f}", f"{r['std']:.3f}"] for r in found]
-            self.page.table([f"true {head}", "frames", "predicted, mean", "spread"], table)
-
-    def imagination(self) -> None:
-        """Imagined returns over the updates, beside the real ones before and after."""
-        self.page.heading("Imagined and real return")
-        rows = read_metrics(self.run.metrics_path, "policy")
-        if not rows:
-            return self.page.missing("The policy has not been trained in imagination yet.")
-        steps = [row["step"] for row in rows]
-        window = max(1, len(rows) // 20)
-        returns = {
-            "imagined, over the horizon": (steps, figures.smoothed([r["imagined_return"] for r in rows], window)),
-            "value of the start": (steps, figures.smoothed([r["value_start"] for r in rows], window)),
-        }
-        measured = evaluations(self.run.path)
-        for name in ("bc", "pmpo"):
-            if name in measured:
-                real = measured[name]["mean_return"]
-                returns[f"real episodes, {name}"] = ([steps[0], steps[-1]], [real, real])
-        self.picture(
-            "imagined_return",
-            figures.curves(returns, "update", "return"),
-            "Imagined returns are discounted and start in the middle of episodes; real ones are whole episodes.",
-        )
-        kl = figures.curves({"KL to the prior": (steps, [r["kl"] for r in rows])}, "update", "nats")
-        self.picture("kl", kl, "Distance of the policy from the behaviour-cloned prior.")
-
-    def training(self) -> None:
-        self.page.heading("Losses")
-        for stage, names in LOSSES.items():
-            rows = read_metrics(self.run.metrics_path, stage)
-            there = [name for name in names if rows and name in rows[0]]
-            if there:
-                self.picture(f"loss_{stage}", figures.losses(rows, there), f"Stage {stage}, {len(rows)} updates.")
-            else:
-                self.page.missing(f"Stage {stage} has not been trained yet.")
-
-    def times(self) -> None:
-        self.page.heading("Time")
-        path = self.run.path / "timing.json"
-        if not path.exists():
-            return self.page.missing("No stage has run yet.")
-        times = read_json(path)
-        rows = [[stage, f"{t['wall_seconds']:.0f}", f"{t['cpu_seconds']:.0f}"] for stage, t in times.items()]
-        total = [sum(t[key] for t in times.values()) for key in ("wall_seconds", "cpu_seconds")]
-        self.page.table(["stage", "seconds", "CPU seconds"], [*rows, ["total", *(f"{t:.0f}" for t in total)]])
+MISSING = "–"
 
 
 def write_report(run: Run) -> Path:
-    """Writes `report/report.html` and the PNGs in it; returns its path."""
-    return Report(run).write()
+    """Writes page and pictures; returns the page.
+
+    Raises:
+        RunError: a file of the run is damaged, or the folder can't be written.
+    """
+    report = Report(run)
+    drawn: list[Picture] = []
+    sections = [report.summary(), report.policies()]
+    for title, text, shown in (report.imagination(), report.returns(), report.heads(), report.losses()):
+        sections.append(section(title, *text, *([pictures(shown)] if shown else [])))
+        drawn += shown
+    sections += [report.costs(), report.config()]
+    for picture in drawn:
+        write_atomic(run.path / "report" / f"{picture.name}.png", picture.light)
+        write_atomic(run.path / "report" / f"{picture.name}-dark.png", picture.dark)
+    path = run.path / "report" / "report.html"
+    write_atomic(path, page(f"{run.path.name}: {run.config.env}", sections).encode())
+    return path
 
 
-def evaluations(path: Path) -> dict[str, dict[str, Any]]:
-    """What `evaluation/` holds, in the order of the table."""
-    found = {file.stem: read_json(file) for file in sorted((path / "evaluation").glob("*.json"))}
-    return {name: found[name] for name in (*ORDER, *sorted(found.keys() - set(ORDER))) if name in found}
+Part = tuple[str, list[str], list[Picture]]  # title, texts, pictures
 
 
-def z_score(record: dict[str, Any], base: dict[str, Any]) -> float:
-    """Difference of two mean returns in standard errors of the difference."""
-    spread = math.hypot(record["stderr"], base["stderr"])
-    return (record["mean_return"] - base["mean_return"]) / spread if spread > 0 else math.nan
+class Report:
+    """A run's files, and the parts of the page that are made of them."""
+
+    def __init__(self, run: Run):
+        self.run = run
+        self.evaluations = read_evaluations(run.path)
+        self.metrics = read_metrics(run.metrics_path)
+        folder = run.path / "inspection"
+        self.inspection = load_inspection(folder) if (folder / "inspection.json").exists() else {}
+
+    def summary(self) -> str:
+        """The result in a sentence, and what is missing."""
+        texts = []
+        pmpo, bc = self.evaluations.get("pmpo"), self.evaluations.get("bc")
+        if pmpo and bc:
+            texts.append(
+                f"Trained in its own imagination, the policy reaches {_success(pmpo)} success and a mean return of "
+                f"{_return(pmpo)} in the real environment; behaviour cloning, which it started from, {_success(bc)} "
+                f"and {_return(bc)}. The difference is {_number(z_score(pmpo, bc), '.1f')} standard errors."
+            )
+        filtered = self.evaluations.get("filtered_bc")
+        if pmpo and bc and filtered:
+            texts.append(
+                f"Cloning the successful recordings only, without a world model, gives {_success(filtered)} and "
+                f"{_return(filtered)}: the baseline to beat before crediting imagination."
+            )
+        missing = self._missing()
+        parts = [paragraph(text, "lead" if i == 0 else "") for i, text in enumerate(texts)]
+        if missing:
+            parts.append(paragraph(f"Missing so far: {', '.join(missing)}.", "soft"))
+        return "\n".join(parts)
+
+    def _missing(self) -> list[str]:
+        controls = self.run.config.controls
+        stages = [
+            stage for stage in STAGES if stage in controls or stage not in ("filtered_bc", "horizon_1", "shuffled")
+        ]
+        missing = [f"stage {stage}" for stage in stages if finished(self.run.path, stage) is None]
+        expected = ("random", "demonstrator", "bc", *controls, "pmpo")
+        return missing + [f"evaluation of {label(name)}" for name in expected if name not in self.evaluations]
+
+    def policies(self) -> str:
+        """The final table."""
+        if not self.evaluations:
+            return section("Policies in the real environment", paragraph("No policy has been evaluated yet.", "soft"))
+        bc = self.evaluations.get("bc")
+        rows = []
+        for name, record in self.evaluations.items():
+            z = _number(z_score(record, bc), ".1f") if bc is not None and name != "bc" else MISSING
+            low, high = (_percent(record[key]) for key in ("success_low", "success_high"))
+            numbers = [str(record["episodes"]), _return(record), _percent(record["success"]), f"{low} to {high}", z]
+            rows.append([label(name), *numbers])
+        head = ["policy", "episodes", "mean return", "success", "95 % interval", "z against BC"]
+        note = (
+            "Sampled actions. Mean return ± standard error over episodes; Wilson interval of the success rate; z is "
+            "the difference of mean returns to BC in standard errors."
+        )
+        return section("Policies in the real environment", table(head, rows), paragraph(note, "soft"))
+
+    def imagination(self) -> Part:
+        """Tokenizer and world model on validation episodes."""
+        title, found = "World model on validation episodes", self.inspection
+        if not found:
+            return title, [paragraph("Stage inspect has not run yet.", "soft")], []
+        rows, horizon = [], found["horizon"]
+        recon, shuffle, cells = found["reconstructions"], found["action_shuffle"], found["agent_cell"]
+        rows.append(["reconstruction", _decibels(recon["psnr"]), f"{_decibels(recon['mean_image_psnr'])} (mean image)"])
+        for step in sorted({0, len(horizon["n"]) - 1}):
+            model, copy, mean = (horizon[f"{name}_psnr"][step] for name in ("model", "copy", "mean_image"))
+            floor = f"{_decibels(copy)} (last frame), {_decibels(mean)} (mean image)"
+            rows.append([f"imagined frame {step + 1}", _decibels(model), floor])
+        if cells:
+            rows += _cell_rows(cells["one_step"])
+        for name, text in (("one_step", "in one step"), ("finest", "at the finest step size")):
+            ratios = [_number(shuffle[name][key], ".2f") for key in ("ratio", "ratio_changed")]
+            note = f"1 (deaf to actions); {ratios[1]} where the action is another one"
+            rows.append([f"action-shuffle ratio, {text}", ratios[0], note])
+        drawn = [strips.reconstructions(recon), strips.continuations(horizon), figures.horizon_psnr(horizon)]
+        if cells:
+            drawn.append(figures.horizon_cells(cells["horizon"]))
+        return title, [table(["", "model", "to compare with"], rows)], drawn
+
+    def returns(self) -> Part:
+        """Imagined against real returns."""
+        title, texts, drawn = "Imagined against real return", [], []
+        rows = [row for row in self.metrics if row["stage"] == "policy"]
+        if rows:
+            real = (self.evaluations.get(name) for name in ("bc", "pmpo"))
+            drawn.append(figures.returns_over_updates(rows, *real))
+        else:
+            texts.append(paragraph("Stage policy has not run yet.", "soft"))
+        found = self.inspection.get("rewards", {}).get("returns")
+        if found:
+            lines = [["recorded", _with_error(**found["recorded"]), MISSING, MISSING]]
+            for name, one in found["imagined"].items():
+                more = [_number(one.get(key), ".3f") for key in ("bootstrapped", "value")]
+                lines.append([f"imagined by {label(name)}", _with_error(one["mean"], one["stderr"]), *more])
+            texts.append(table(["from the same contexts", "return", "with value at the end", "value"], lines))
+            note = (
+                f"Discounted by {found['discount']:g} over {found['horizon']} steps, from {found['n']} contexts of "
+                "validation episodes. What BC imagines should be near what was recorded."
+            )
+            texts.append(paragraph(note, "soft"))
+        return title, texts, drawn
+
+    def heads(self) -> Part:
+        """Reward and continue heads."""
+        title, found = "Reward and continue heads", self.inspection.get("rewards")
+        if not found:
+            return title, [paragraph("Stage inspect has not run yet.", "soft")], []
+        calibration, texts = found["calibration"], []
+        groups = zip(*(calibration[key] for key in ("true", "predicted", "spread", "n")), strict=True)
+        rows = [[f"{true:.3g}", f"{mean:.3f}", f"{spread:.3f}", str(n)] for true, mean, spread, n in groups]
+        texts.append(table(["true reward", "mean prediction", "spread", "frames"], rows))
+        if "continues" in found:
+            goes_on = found["continues"]
+            terminal, other = (_number(goes_on[key], ".3f") for key in ("terminal", "other"))
+            text = (
+                f"Predicted probability to go on: {terminal} at {goes_on['n_terminal']} terminal frames, {other} at "
+                f"{goes_on['n_other']} others."
+            )
+            texts.append(paragraph(text))
+        return title, texts, [figures.reward_calibration(calibration)]
+
+    def losses(self) -> Part:
+        """One picture per trained stage."""
+        drawn = []
+        for stage in figures.LOSSES:
+            picture = figures.losses(stage, [row for row in self.metrics if row["stage"] == stage])
+            drawn += [picture] if picture else []
+        texts = [] if drawn else [paragraph("No stage has been trained yet.", "soft")]
+        return "Losses", texts, drawn
+
+    def costs(self) -> str:
+        """Seconds per stage."""
+        times = read_times(self.run.path)
+        if not times:
+            return section("Cost", paragraph("No stage has been timed yet.", "soft"))
+        rows = [_time_row(stage, one["cpu_seconds"], one["wall_seconds"]) for stage, one in times.items()]
+        sums = (sum(one[key] for one in times.values()) for key in ("cpu_seconds", "wall_seconds"))
+        head = ["stage", "CPU seconds", "wall-clock seconds", ""]
+        note = "Over all starts of the run; processes of a stage work side by side, so either number may be larger."
+        return section("Cost", table(head, [*rows, _time_row("all", *sums)]), paragraph(note, "soft"))
+
+    def config(self) -> str:
+        return section("Configuration", details("All keys", json.dumps(to_json(self.run.config), indent=2)))
 
 
-def result_row(record: dict[str, Any], base: dict[str, Any] | None) -> list[str]:
-    z = "" if base is None or record is base else f"{z_score(record, base):.1f}"
-    return [
-        record["policy"],
-        str(record["episodes"]),
-        f"{record['mean_return']:.3f}",
-        f"{record['stderr']:.3f}",
-        f"{100 * record['success']:.1f} %",
-        f"{100 * record['success_low']:.1f} to {100 * record['success_high']:.1f} %",
-        z,
-    ]
+def _cell_rows(found: Mapping[str, Any]) -> list[list[str]]:
+    n, moved = int(found["n"]), int(found["moved_n"])
+    low, high = wilson(round(found["model"] * n), n)
+    model = f"{_percent(found['model'])} ({_percent(low)} to {_percent(high)})"
+    rows = [[f"agent's cell after one step, {n} windows", model, f"{_percent(found['copy'])} (last frame)"]]
+    rows.append([f"  where the agent moved, {moved} windows", _percent(found["moved_model"]), "0.0 % (last frame)"])
+    balls = f"{_number(found['real_balls'], '.2f')} (real)"
+    return [*rows, ["balls after one step", _number(found["imagined_balls"], ".2f"), balls]]
+
+
+def _time_row(stage: str, cpu: float, wall: float) -> list[str]:
+    return [stage, f"{cpu:.0f}", f"{wall:.0f}", duration(wall)]
+
+
+def _return(record: Mapping[str, Any]) -> str:
+    return _with_error(record["mean_return"], record["stderr"])
+
+
+def _success(record: Mapping[str, Any]) -> str:
+    return _percent(record["success"])
+
+
+def _with_error(mean: float, stderr: float | None) -> str:
+    known = stderr is not None and math.isfinite(stderr)
+    return f"{mean:.3f} ± {stderr:.3f}" if known else f"{mean:.3f}"
+
+
+def _percent(share: float | None) -> str:
+    return f"{_number(None if share is None else 100 * share, '.1f')} %"
+
+
+def _decibels(value: float | None) -> str:
+    return f"{_number(value, '.1f')} dB"
+
+
+def _number(value: float | None, form: str) -> str:
+    """A dash where there is no number; what JSON can't say (infinite, not a number) is null there."""
+    return MISSING if value is None or math.isnan(value) else f"{value:{form}}"

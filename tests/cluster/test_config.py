@@ -74,7 +74,7 @@ def test_tokenizer_for_other_frames_is_refused():
 
 def test_another_environment_needs_its_frame_size_only():
     env, frame = "env=MiniGrid-Dynamic-Obstacles-6x6-v0", "tokenizer.frame=[48,48,3]"
-    assert configure(laptop(), [env, frame, "tokenizer.padded=none"]).tokenizer.frame == (48, 48, 3)
+    assert configure(laptop(), [env, frame]).tokenizer.frame == (48, 48, 3)
     with pytest.raises(ConfigError, match=r"tokenizer\.frame"):
         configure(laptop(), [env])
 

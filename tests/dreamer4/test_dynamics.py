@@ -200,6 +200,26 @@ def test_unlabelled_video_equals_labelled_video_with_actions_unknown():
 # Tables and shapes
 
 
+@torch.no_grad()
+def test_a_block_is_actions_then_level_then_latents_then_registers_then_agent():
+    """Paper.md 5.1: what goes in at a slot, and from which slots predictions and features are read."""
+    model, seen = tiny_dynamics(action_tokens=3, agent_tokens=2), []
+    model.transformer.register_forward_hook(lambda _, arguments, output: seen.extend([arguments[0], output]))
+    inputs = level_inputs(model, 2, 4)
+    output = run(model, inputs, task_BT=tasks(2, 4) + 1)
+    given, returned = seen
+    action, level, latents, registers, agent = given.split([3, 1, 2, 2, 2], dim=2)
+    assert torch.equal(action, model.action_encoder(inputs["act_in_BTA"], inputs["act_in_known_BT"]))
+    assert torch.equal(level[:, :, 0, :8], model.signal_embedding(inputs["tau_idx_BT"]))
+    assert torch.equal(level[:, :, 0, 8:], model.step_embedding(inputs["step_idx_BT"]))
+    assert torch.equal(latents, model.latent_in(inputs["noised_BTSD"]) + model.slot_embedding)
+    assert torch.equal(registers, model.registers.expand(2, 4, -1, -1))
+    task = model.task_embedding.weight[1].unflatten(0, (2, 16))
+    assert torch.equal(agent, (model.agent_base + task).expand(2, 4, -1, -1))
+    assert torch.equal(output.clean_BTSD, model.latent_out(returned[:, :, 4:6]))
+    assert torch.equal(output.features_BTM, model.feature_norm(returned[:, :, 8:]).flatten(2))
+
+
 def test_there_is_no_row_for_the_untrained_level():
     """Invariant 18: exactly k_max levels and log2 k_max + 1 steps."""
     model = tiny_dynamics(k_max=64)

@@ -127,6 +127,18 @@ def test_a_patch_query_changes_no_latent_token():
     assert torch.equal(*seen)
 
 
+def test_a_latent_token_of_the_encoder_changes_no_patch():
+    """Invariant 8."""
+    model, seen = tiny_tokenizer(), []
+    model.encoder.register_forward_hook(lambda *hooked: seen.append(hooked[2][:, :, : model.config.patches]))
+    video = random_video(1, 2)
+    before = encode(model, video)
+    with torch.no_grad():
+        model.latent_tokens[1] += 1
+    assert not torch.equal(before, encode(model, video))
+    assert torch.equal(*seen)
+
+
 # Latents and frames
 
 
