@@ -84,6 +84,5 @@ def check_finite(stage: str, index: int, values: dict[str, float], rate: str | N
         if not math.isfinite(value):
             raise NonFiniteError(
                 f"{stage}: '{name}' is {value} at step {index}; the weights were not updated and the last checkpoint "
-                f"is good: lower the learning rate ({rate or f'{stage}_training.optim.lr'}), then start the same "
-                f"command again"
+                f"is good: start another run with a lower learning rate ({rate or f'{stage}_training.optim.lr'})"
             )

@@ -46,7 +46,9 @@ def test_from_recordings_to_an_agent_in_the_real_environment(tmp_path: Path) -> 
 
     # Stage 1: the tokenizer; then the recordings as latents, by the streaming path of deployment.
     tokenizer = Tokenizer(
-        TokenizerConfig(frame=env.frame_shape, patch=20, latents=4, pack=2, encoder_depth=2, decoder_depth=2, time_every=2)
+        TokenizerConfig(
+            frame=env.frame_shape, patch=20, latents=4, pack=2, encoder_depth=2, decoder_depth=2, time_every=2
+        )
     )
     training = TokenizerTraining(steps=STEPS, batch=4, length=4)
     improve(TokenizerLearner(tokenizer, training, ClipSampler(dataset, seed=SEED), SEED))

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from states import assert_equal
 
 from cluster.run import Run
 from cluster.stages import STAGES
 from cluster.telemetry import read_metrics
-from states import assert_equal
 
 ROOT = Path(__file__).parents[2]
 TIMES = ("time", "learner_seconds")  # what two equal runs differ in
@@ -79,7 +79,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("quickstart")
+@pytest.mark.xdist_group("ray")
 def test_smoke_does_every_stage_and_writes_a_report(whole: Path) -> None:
     run = Run.attach(whole)
     assert all(run.finished(stage) is not None for stage in STAGES)
@@ -92,7 +92,7 @@ def test_smoke_does_every_stage_and_writes_a_report(whole: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("quickstart")
+@pytest.mark.xdist_group("ray")
 def test_killed_and_interrupted_run_ends_with_the_same_numbers(whole: Path, tmp_path: Path) -> None:
     path = tmp_path / "run"
 
@@ -121,7 +121,7 @@ def metrics(run: Path, stage: str) -> list[dict]:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("quickstart")
+@pytest.mark.xdist_group("ray")
 def test_finished_run_is_not_done_again(whole: Path) -> None:
     before = (whole / "metrics.jsonl").read_bytes(), (whole / "evaluation" / "pmpo.json").stat().st_mtime_ns
     finish(whole)
@@ -129,7 +129,7 @@ def test_finished_run_is_not_done_again(whole: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("quickstart")
+@pytest.mark.xdist_group("ray")
 def test_run_refuses_another_config(whole: Path) -> None:
     command = [sys.executable, "-m", "cluster.main", "quickstart", "--smoke", "--run", str(whole), "seed=1"]
     done = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120)
