@@ -147,8 +147,9 @@ class Inspector:
     def agent_cell(self, count: int, steps: int | None = None) -> dict[str, Any]:
         """How often the imagined agent stands in the right cell, against repeating the last frame; grid worlds only.
 
-        `one_step` is over windows that end anywhere, `horizon` over those of `horizon`. Both also count the balls,
-        and say how often the agent is right where it really has moved (`moved_*`); repeating never is.
+        `one_step` is over windows that end anywhere, `horizon` over those of `horizon`. Both also count the balls, and
+        say how often the agent is right in the real frame through the tokenizer (what the model can reach), and how
+        often the model is where the agent really has moved (`moved_*`); repeating never is.
         """
         if not self.env_name.startswith(GRID_WORLDS):
             return {}
@@ -158,18 +159,20 @@ class Inspector:
 
     def _cells(self, use: str, windows: Continuations) -> dict[str, np.ndarray]:
         """Per step `[H]`: shares of windows, and mean numbers of balls."""
-        names = ("model", "copy", "moved", "moved_model", "real_balls", "imagined_balls")
+        names = ("model", "copy", "tokenizer", "moved", "moved_model", "real_balls", "imagined_balls")
         sums = {name: np.zeros(windows.known_NH.shape[1]) for name in names}
         frames = np.unique(np.append(windows.context_NC[:, -1:], windows.following_NH))
         among = tiles_in(self.dataset.frames.take(frame) for frame in frames)
         for part in self.lens.compare(use, windows):
-            imagined_NTHWC = to_bytes(part.imagined_NTHWC)
+            imagined_NTHWC, coded_NTHWC = to_bytes(part.imagined_NTHWC), to_bytes(part.coded_NTHWC)
             last = agent_cells(part.last_NHWC, among)[:, None]
-            real, imagined = (agent_cells(video, among) for video in (part.real_NTHWC, imagined_NTHWC))
+            videos = (part.real_NTHWC, imagined_NTHWC, coded_NTHWC)
+            real, imagined, coded = (agent_cells(video, among) for video in videos)
             right, moved = (imagined == real).all(-1), (real != last).any(-1)
             counted = {
                 "model": right,
                 "copy": ~moved,
+                "tokenizer": (coded == real).all(-1),
                 "moved": moved,
                 "moved_model": moved & right,
                 "real_balls": ball_counts(part.real_NTHWC, among),

@@ -8,7 +8,7 @@ import numpy as np
 from dreamer4.envs.minigrid import agent_cell, classify
 from dreamer4.metrics import mean_stderr
 
-GROUPS = 12  # of true rewards, where there are more different ones
+GROUPS = 8  # of true rewards, where there are more different ones
 
 
 def squared_error(a_HWC: np.ndarray, b_HWC: np.ndarray) -> np.ndarray:

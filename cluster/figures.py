@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 WIDTH = 4.8  # inches
 LOSSES = {  # what is drawn of a stage's metrics
@@ -85,6 +86,11 @@ def _legend(axis: Axes, theme: Theme) -> None:
     axis.legend(fontsize=8.5, frameon=False, labelcolor=theme.ink)
 
 
+def _count_along(axis: Axes) -> None:
+    """Whole numbers only: half an update is none."""
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
 def thinned(steps: np.ndarray, values: np.ndarray, points: int = POINTS) -> tuple[np.ndarray, np.ndarray]:
     """Means over neighbouring updates, about `points` of them; values that aren't numbers are left out."""
     known = np.isfinite(values)
@@ -114,6 +120,7 @@ def losses(stage: str, rows: Sequence[Mapping[str, Any]]) -> Picture | None:
             if len(values) and values.min() > 0 and values.max() > 10 * values.min():
                 axis.set_yscale("log")
             axis.set_ylabel(name)
+            _count_along(axis)
         axes[-1].set_xlabel("update")
 
     return draw(f"losses_{stage}", f"{stage}: {', '.join(names)} over {len(rows)} updates.", len(names), 1.5, paint)
@@ -133,6 +140,7 @@ def horizon_psnr(found: Mapping[str, Any]) -> Picture:
         for (name, text), color in zip(lines.items(), theme.series, strict=False):
             axes[0].plot(steps, found[f"{name}_psnr"], "o-", color=color, label=text, markersize=3, linewidth=1.4)
         axes[0].plot(steps, found["tokenizer_psnr"], ":", color=theme.ink, label="tokenizer", linewidth=1.2)
+        _count_along(axes[0])
         axes[0].set_xlabel("step of imagination")
         axes[0].set_ylabel("PSNR (dB)")
         _legend(axes[0], theme)
@@ -157,12 +165,13 @@ def horizon_cells(found: Mapping[str, Any]) -> Picture:
             axes[0].errorbar(steps, share, error, fmt="o-", color=color, label=text, markersize=3, linewidth=1.4)
         for name, text, color in zip(("imagined", "real"), ("imagined", "real"), theme.series, strict=False):
             axes[1].plot(steps, found[f"{name}_balls"], "o-", color=color, label=text, markersize=3, linewidth=1.4)
-        axes[0].set_ylim(0, 1.02)
+        axes[0].set_ylim(-0.03, 1.03)
         axes[0].set_ylabel("agent in the right cell")
-        axes[1].set_ylim(bottom=0)
+        axes[1].set_ylim(bottom=-0.05)
         axes[1].set_ylabel("balls")
         axes[1].set_xlabel("step of imagination")
         for axis in axes:
+            _count_along(axis)
             _legend(axis, theme)
 
     return draw("horizon_cells", caption, 2, 2.2, paint)
@@ -204,10 +213,12 @@ def returns_over_updates(
         for step, text, record, color in ((0, "BC", bc, theme.series[1]), (last, "PMPO", pmpo, theme.series[0])):
             if record is not None:
                 axes[1].errorbar(step, record["mean_return"], record["stderr"] or 0, fmt="o", color=color, label=text)
-                axes[1].legend(fontsize=8.5, frameon=False, labelcolor=theme.ink)
+                _legend(axes[1], theme)
         axes[1].set_ylabel("real return")
         axes[1].set_xlabel("update")
-        axes[1].set_xlim(axes[0].get_xlim()[0] - 0.02 * last, axes[0].get_xlim()[1] + 0.02 * last)
+        for axis in axes:
+            _count_along(axis)
+            axis.set_xlim(-0.03 * last, 1.03 * last)
 
     return draw("returns", caption, 2, 1.9, paint)
 

@@ -159,7 +159,7 @@ class Report:
             return title, [paragraph("Stage inspect has not run yet.", "soft")], []
         calibration, texts = found["calibration"], []
         groups = zip(*(calibration[key] for key in ("true", "predicted", "spread", "n")), strict=True)
-        rows = [[f"{true:.3g}", f"{mean:.3f}", f"{spread:.3f}", str(n)] for true, mean, spread, n in groups]
+        rows = [[f"{true:.3g}", f"{mean:z.3f}", f"{spread:.3f}", str(n)] for true, mean, spread, n in groups]
         texts.append(table(["true reward", "mean prediction", "spread", "frames"], rows))
         if "continues" in found:
             goes_on = found["continues"]
@@ -200,7 +200,9 @@ def _cell_rows(found: Mapping[str, Any]) -> list[list[str]]:
     low, high = wilson(round(found["model"] * n), n)
     model = f"{_percent(found['model'])} ({_percent(low)} to {_percent(high)})"
     rows = [[f"agent's cell after one step, {n} windows", model, f"{_percent(found['copy'])} (last frame)"]]
-    rows.append([f"  where the agent moved, {moved} windows", _percent(found["moved_model"]), "0.0 % (last frame)"])
+    rows.append(
+        [f"of these, where the agent moved, {moved} windows", _percent(found["moved_model"]), "0.0 % (last frame)"]
+    )
     balls = f"{_number(found['real_balls'], '.2f')} (real)"
     return [*rows, ["balls after one step", _number(found["imagined_balls"], ".2f"), balls]]
 
@@ -219,7 +221,7 @@ def _success(record: Mapping[str, Any]) -> str:
 
 def _with_error(mean: float, stderr: float | None) -> str:
     known = stderr is not None and math.isfinite(stderr)
-    return f"{mean:.3f} ± {stderr:.3f}" if known else f"{mean:.3f}"
+    return f"{mean:z.3f} ± {stderr:.3f}" if known else f"{mean:z.3f}"
 
 
 def _percent(share: float | None) -> str:
@@ -232,4 +234,4 @@ def _decibels(value: float | None) -> str:
 
 def _number(value: float | None, form: str) -> str:
     """A dash where there is no number; what JSON can't say (infinite, not a number) is null there."""
-    return MISSING if value is None or math.isnan(value) else f"{value:{form}}"
+    return MISSING if value is None or math.isnan(value) else f"{value:z{form}}"  # z: no -0.000

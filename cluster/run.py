@@ -20,7 +20,7 @@ from dreamer4.checkpoint import Checkpoints
 from dreamer4.errors import ConfigError, RunError
 from dreamer4.files import ensure_writable, read_json, write_json
 
-FREE = ("resources", "evaluation", "logging")  # sections that may change from start to start
+FREE = ("controls", "resources", "evaluation", "logging")  # what may change from start to start
 
 
 class Run:

@@ -150,7 +150,7 @@ ACTIONS: dict[str, Callable[[Run], None]] = {
     "report": report,
 }
 STAGES = tuple(ACTIONS)
-REPEATED = ("evaluate", "report")  # cheap when nothing is new; settings they depend on may change
+REPEATED = ("controls", "evaluate", "report")  # what is done is not done again; settings they depend on may change
 
 
 def run_stage(name: str, run: Run) -> None:
