@@ -18,7 +18,7 @@ from dreamer4.shortcut import Levels, ShortcutConfig, corrupt, shortcut_error
 from dreamer4.tokenizer import Tokenizer
 from dreamer4.types import Clip
 
-ROWS = 32  # windows of one pass
+ROWS = 64  # windows of one pass
 
 
 @dataclass(frozen=True)

@@ -152,19 +152,19 @@ def horizon_cells(found: Mapping[str, Any]) -> Picture:
     """Agent-cell accuracy and number of balls at every step of the horizon."""
     caption = (
         "Whether the imagined agent stands in the cell of the real one, and how many balls there are, "
-        f"{_counted(found['n'])}. Bars are one standard error."
+        f"{_counted(found['n'])}. Bars are one standard error. Dotted: the real frames through the tokenizer."
     )
+    lines = {"model": "imagined", "copy": "last frame repeated"}
 
     def paint(axes: list[Axes], theme: Theme) -> None:
         steps = np.arange(1, len(found["n"]) + 1)
-        for name, text, color in zip(
-            ("model", "copy"), ("imagined", "last frame repeated"), theme.series, strict=False
-        ):
+        for (name, text), color in zip(lines.items(), theme.series, strict=False):
             share = np.asarray(found[name], np.float64)
             error = np.sqrt(share * (1 - share) / np.maximum(found["n"], 1))
             axes[0].errorbar(steps, share, error, fmt="o-", color=color, label=text, markersize=3, linewidth=1.4)
-        for name, text, color in zip(("imagined", "real"), ("imagined", "real"), theme.series, strict=False):
-            axes[1].plot(steps, found[f"{name}_balls"], "o-", color=color, label=text, markersize=3, linewidth=1.4)
+        axes[0].plot(steps, found["tokenizer"], ":", color=theme.ink, label="tokenizer", linewidth=1.2)
+        for name, color in zip(("imagined", "real"), theme.series, strict=False):
+            axes[1].plot(steps, found[f"{name}_balls"], "o-", color=color, label=name, markersize=3, linewidth=1.4)
         axes[0].set_ylim(-0.03, 1.03)
         axes[0].set_ylabel("agent in the right cell")
         axes[1].set_ylim(bottom=-0.05)

@@ -199,7 +199,10 @@ def _cell_rows(found: Mapping[str, Any]) -> list[list[str]]:
     n, moved = int(found["n"]), int(found["moved_n"])
     low, high = wilson(round(found["model"] * n), n)
     model = f"{_percent(found['model'])} ({_percent(low)} to {_percent(high)})"
-    rows = [[f"agent's cell after one step, {n} windows", model, f"{_percent(found['copy'])} (last frame)"]]
+    others = (
+        f"{_percent(found['copy'])} (last frame), {_percent(found['tokenizer'])} (real frame through the tokenizer)"
+    )
+    rows = [[f"agent's cell after one step, {n} windows", model, others]]
     rows.append(
         [f"of these, where the agent moved, {moved} windows", _percent(found["moved_model"]), "0.0 % (last frame)"]
     )

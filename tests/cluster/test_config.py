@@ -101,5 +101,5 @@ def test_computed_keys_cannot_be_set(key):
 
 def test_configure_overrides_and_resolves():
     config = configure(laptop(), ["tokenizer.channels=6", "seed=3"])
-    assert (config.seed, config.dynamics.channels) == (3, 6)
+    assert (config.seed, config.dynamics.channels) == (3, 6 * config.tokenizer.pack)
     assert isinstance(config.tokenizer, TokenizerConfig)

@@ -83,7 +83,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_smoke_does_every_stage_and_writes_a_report(whole: Path) -> None:
     run = Run.attach(whole)
     assert all(run.finished(stage) is not None for stage in STAGES)
-    page = (whole / "report.html").read_text()
+    page = (whole / "report" / "report.html").read_text()
     assert "http://" not in page and "https://" not in page
     for policy in ("demonstrator", "random", "bc", "filtered_bc", "pmpo"):
         record = json.loads((whole / "evaluation" / f"{policy}.json").read_text())
