@@ -1,6 +1,8 @@
 """What an inspection found, on disk: `inspection.json` for reading, `arrays.npz` for what is an array."""
 
 import math
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -35,7 +37,7 @@ def load_inspection(path: Path) -> dict[str, Any]:
     try:
         with np.load(file, allow_pickle=False) as arrays:
             return _filled(found, arrays)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise RunError(f"can't read '{file}': {error}; run the inspection again") from error
 
 

@@ -98,8 +98,9 @@ class Inspector:
             context = self.lens.clip(context_NC[start : start + ROWS])
             decoded = self.lens.decode(context.latents_BTSD, context.segment_BT)[:, -1]
             frames = self.dataset.frames.take(context_NC[start : start + ROWS, -1])
-            error += squared_error(decoded, frames / 255).sum()
-            floor += squared_error(self.mean_HWC, frames / 255).sum()
+            exact = frames / np.float32(255)
+            error += squared_error(decoded, exact).sum()
+            floor += squared_error(self.mean_HWC, exact).sum()
             real.append(frames)
             coded.append(to_bytes(decoded))
         return {
@@ -114,11 +115,11 @@ class Inspector:
         """Contexts continued by the recorded actions: decibels `[H]` at every step.
 
         For the model, for repeating the last frame (`copy_psnr`), for the mean image, and for the real frames through
-        the tokenizer, which is the most that the model can reach. The windows are those with the longest
-        continuations; `n` says how many reach a step.
+        the tokenizer, which is the most that the model can reach. `n` says how many windows reach a step within their
+        episode. Frames are kept of some with the longest continuations.
         """
         steps = steps or self.steps
-        windows = self.windows.longest("horizon", count, steps)
+        windows = self.windows.uniform("horizon", count, steps)
         errors = {name: np.zeros(steps) for name in ("model", "copy", "mean_image", "tokenizer")}
         shown: Comparison | None = None
         for part in self.lens.compare("horizon", windows):
@@ -147,23 +148,22 @@ class Inspector:
     def agent_cell(self, count: int, steps: int | None = None) -> dict[str, Any]:
         """How often the imagined agent stands in the right cell, against repeating the last frame; grid worlds only.
 
-        `one_step` is over windows that end anywhere, `horizon` over those of `horizon`. Both also count the balls, and
-        say how often the agent is right in the real frame through the tokenizer (what the model can reach), and how
-        often the model is where the agent really has moved (`moved_*`); repeating never is.
+        Over the windows of `horizon`, at every step, and once more for the first step alone. Also counts the balls,
+        and says how often the agent is right in the real frame through the tokenizer (what the model can reach), and
+        how often the model is right where the agent really has moved (`moved_*`); repeating never is.
         """
         if not self.env_name.startswith(GRID_WORLDS):
             return {}
-        one_step = self._cells("one step", self.windows.uniform("one step", count, 1))
-        horizon = self._cells("horizon", self.windows.longest("horizon", count, steps or self.steps))
-        return {"one_step": {name: value[0].item() for name, value in one_step.items()}, "horizon": horizon}
+        horizon = self._cells(self.windows.uniform("horizon", count, steps or self.steps))
+        return {"one_step": {name: value[0].item() for name, value in horizon.items()}, "horizon": horizon}
 
-    def _cells(self, use: str, windows: Continuations) -> dict[str, np.ndarray]:
+    def _cells(self, windows: Continuations) -> dict[str, np.ndarray]:
         """Per step `[H]`: shares of windows, and mean numbers of balls."""
         names = ("model", "copy", "tokenizer", "moved", "moved_model", "real_balls", "imagined_balls")
         sums = {name: np.zeros(windows.known_NH.shape[1]) for name in names}
         frames = np.unique(np.append(windows.context_NC[:, -1:], windows.following_NH))
         among = tiles_in(self.dataset.frames.take(frame) for frame in frames)
-        for part in self.lens.compare(use, windows):
+        for part in self.lens.compare("horizon", windows):
             imagined_NTHWC, coded_NTHWC = to_bytes(part.imagined_NTHWC), to_bytes(part.coded_NTHWC)
             last = agent_cells(part.last_NHWC, among)[:, None]
             videos = (part.real_NTHWC, imagined_NTHWC, coded_NTHWC)

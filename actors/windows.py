@@ -70,18 +70,14 @@ class Windows:
         return self._contexts(np.concatenate([events, others]))
 
     def uniform(self, use: str, count: int, steps: int) -> Continuations:
-        """Contexts that end at any frame which another one follows."""
-        return self._continued(self._draw(use, np.flatnonzero(self.future_F > 0))[:count], steps)
+        """Contexts that end at any frame which another one follows; the longest continuations come first.
 
-    def longest(self, use: str, count: int, steps: int) -> Continuations:
-        """Contexts with the longest continuations up to `steps`; among equals those that lie in one episode.
-
-        So that all steps of a horizon are measured on the same episodes as far as possible.
+        What is long is not preferred in the choice: in long episodes little happens, so anything that is measured on
+        them alone looks steady.
         """
-        places = self._draw(use, np.flatnonzero(self.future_F > 0))
-        future = np.minimum(self.future_F[places], steps)
-        past = np.minimum(self.past_F[places], self.context - 1)
-        return self._continued(places[np.lexsort((-past, -future))][:count], steps)
+        places = self._draw(use, np.flatnonzero(self.future_F > 0))[:count]
+        order = np.argsort(-np.minimum(self.future_F[places], steps), kind="stable")
+        return self._continued(places[order], steps)
 
     def _draw(self, use: str, places: np.ndarray) -> np.ndarray:
         return numpy_generator(self.seed, "inspection windows", use).permutation(places)

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 WIDTH = 4.8  # inches
 LOSSES = {  # what is drawn of a stage's metrics
@@ -119,6 +119,9 @@ def losses(stage: str, rows: Sequence[Mapping[str, Any]]) -> Picture | None:
             axis.plot(steps, values, color=theme.series[0], linewidth=1.2)
             if len(values) and values.min() > 0 and values.max() > 10 * values.min():
                 axis.set_yscale("log")
+                axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axis.yaxis.set_major_formatter("{x:g}")
+                axis.yaxis.set_minor_locator(NullLocator())
             axis.set_ylabel(name)
             _count_along(axis)
         axes[-1].set_xlabel("update")

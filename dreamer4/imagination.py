@@ -13,7 +13,7 @@ from torch import Tensor
 from dreamer4.agent import Heads
 from dreamer4.cache import TimeCache
 from dreamer4.dynamics import Dynamics, DynamicsOutput
-from dreamer4.errors import ConfigError
+from dreamer4.errors import ConfigError, DataError
 from dreamer4.heads import PolicyHead
 from dreamer4.shortcut import ShortcutConfig, corrupt, sample_frame
 from dreamer4.types import Clip
@@ -148,7 +148,8 @@ def imagine(
         played_BTA: `[B, H, A]` actions to play instead of the policy's, to compare with reality.
         shuffle_actions: negative control; the world model gets the actions of another trajectory.
     """
-    assert context.latents_BTSD is not None, "imagination starts from a clip of latents"
+    if context.latents_BTSD is None:
+        raise DataError("imagination starts from a clip of latents, got one of frames: give the sampler the latents")
     stream = WorldStream(dynamics, shortcut, config, context.batch, context.task_BT[:, -1])
     latents = context.latents_BTSD
     observed = stream.observe(

@@ -30,6 +30,9 @@ class TransformerConfig:
     rope_base: float = 10_000.0  # [G]
 
     def __post_init__(self) -> None:
+        for name in ("width", "depth", "heads", "kv_heads", "hidden", "time_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.width % self.heads or (self.width // self.heads) % 4:
             raise ConfigError(f"width {self.width} must be a multiple of 4 x heads ({self.heads})")
         if self.heads % self.kv_heads:

@@ -10,7 +10,7 @@ from torch import Tensor
 from dreamer4 import imagination
 from dreamer4.agent import Heads
 from dreamer4.dynamics import Dynamics
-from dreamer4.errors import ConfigError
+from dreamer4.errors import ConfigError, DataError
 from dreamer4.imagination import Dream, ImaginationConfig, WorldStream, imagine, last_frames, noise_like
 from dreamer4.rng import generator
 from dreamer4.shortcut import ShortcutConfig, corrupt, sample_frame
@@ -344,3 +344,10 @@ def test_the_end_of_a_clip_is_a_clip():
 def test_impossible_rollouts_are_refused(changes: dict, message: str):
     with pytest.raises(ConfigError, match=message):
         config(**changes)
+
+
+def test_context_of_frames_is_refused() -> None:
+    dynamics = tiny_dynamics()
+    clip = replace(random_clip(2, 3), latents_BTSD=None)
+    with pytest.raises(DataError, match="clip of latents"):
+        dream(dynamics, tiny_heads(dynamics), clip)

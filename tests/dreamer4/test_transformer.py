@@ -367,3 +367,9 @@ def test_every_parameter_gets_a_gradient():
 def test_impossible_sizes_are_refused(changes: dict[str, int], message: str):
     with pytest.raises(ConfigError, match=message):
         TransformerConfig(**changes)
+
+
+@pytest.mark.parametrize("name", ["width", "depth", "heads", "kv_heads", "hidden", "time_every"])
+def test_sizes_below_one_are_refused_by_name(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name} must be at least 1, got 0"):
+        TransformerConfig(**{name: 0})

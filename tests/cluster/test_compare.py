@@ -1,0 +1,96 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from handmade import RETURNS, add_evaluation, empty_run, finish, inspection, whole_run
+
+from actors.inspection import save_inspection
+from cluster.compare import compare
+from dreamer4.errors import RunError
+from dreamer4.files import write_json
+
+
+def rows(text: str) -> dict[str, list[str]]:
+    """Cells of every table row, by the first one; of equal names the first table's."""
+    found: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        if line.startswith("| "):
+            name, *cells = [cell.strip() for cell in line.strip("|").split("|")]
+            found.setdefault(name, cells)
+    return found
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> list[Path]:
+    """Seeds 0 to 2, whose returns differ by 0, 0.03 and 0.06."""
+    return [whole_run(tmp_path / f"run{seed}", seed, 0.03 * seed).path for seed in range(3)]
+
+
+def test_numbers_are_those_of_the_runs(three):
+    found = rows(compare(three))
+    assert found["policy"] == ["seed 0", "seed 1", "seed 2", "mean over runs"]
+    for policy, name in (("pmpo", "PMPO"), ("bc", "BC"), ("filtered_bc", "filtered BC")):
+        mean, stderr, successes = RETURNS[policy]
+        for seed in range(3):
+            assert found[name][seed] == f"{mean + 0.03 * seed:.3f} ± {stderr:.3f} ({successes / 2:.1f} %)"
+        over_runs = np.array([mean, mean + 0.03, mean + 0.06])
+        error = over_runs.std(ddof=1) / 3**0.5
+        assert found[name][3] == f"{over_runs.mean():.3f} ± {error:.3f} ({successes / 2:.1f} %)"
+
+
+def test_differences_are_in_standard_errors(three):
+    z = (0.787 + 0.413) / (0.060**2 + 0.025**2) ** 0.5
+    assert rows(compare(three))["PMPO − BC"] == [f"+1.200, z {z:.1f}"] * 3
+    assert "random − BC" not in rows(compare(three))
+
+
+def test_seconds_per_stage_and_in_all(three):
+    found = rows(compare(three))
+    assert found["tokenizer"] == ["20"] * 3 and found["evaluate"] == ["25"] * 3
+    assert found["all"] == ["385"] * 3
+    assert "horizon_1" not in found
+
+
+def test_world_models_are_compared(three):
+    found = rows(compare(three))
+    assert found["reconstruction"] == ["45.2 dB"] * 3
+    assert found["agent's cell after one step"] == ["0.812"] * 3
+    assert found["the same, last frame repeated"] == ["0.688"] * 3
+    assert found["action-shuffle ratio, one step"] == ["1.25"] * 3
+
+
+def test_every_line_of_a_table_has_as_many_cells(three):
+    for block in compare(three).split("\n\n"):
+        counts = {line.count("|") for line in block.splitlines() if line.startswith("|")}
+        assert len(counts) <= 1
+
+
+def test_what_a_run_does_not_have_is_a_dash(tmp_path):
+    whole, other = whole_run(tmp_path / "whole"), empty_run(tmp_path / "other", seed=1)
+    add_evaluation(other, "horizon_1", 0.6, 0.1, 150)
+    finish(other, "tokenizer", 33.4, 1.0)
+    write_json(other.path / "timing.json", {"dynamics": {"cpu_seconds": 12.0, "wall_seconds": 1.0}})
+    save_inspection(other.path / "inspection", inspection(cells=False))
+    found = rows(compare([whole.path, other.path]))
+    assert found["PMPO"][1] == "–" and found["PMPO, horizon 1"][0] == "–"
+    assert found["PMPO, horizon 1"][1:] == ["0.600 ± 0.100 (75.0 %)", "0.600 (75.0 %)"]
+    assert found["PMPO − BC"][1] == "–" and "PMPO, horizon 1 − BC" not in found
+    assert found["tokenizer"] == ["20", "33"] and found["dynamics"] == ["40", "12 (unfinished)"]
+    assert found["agent's cell after one step"] == ["0.812", "–"]
+
+
+def test_runs_of_one_seed_are_told_apart_by_their_folders(tmp_path):
+    paths = [whole_run(tmp_path / name).path for name in ("wide", "deep")]
+    assert rows(compare(paths))["policy"][:2] == ["wide", "deep"]
+
+
+def test_run_that_has_just_begun_has_tables_without_rows(tmp_path):
+    text = compare([empty_run(tmp_path / "run").path])
+    for sentence in ("No policy has been evaluated", "No world model has been inspected", "No stage has been timed"):
+        assert sentence in text
+    assert rows(text) == {}
+
+
+def test_path_without_a_run_is_named(tmp_path, three):
+    with pytest.raises(RunError, match=r"no run in .*nothing"):
+        compare([*three, tmp_path / "nothing"])
