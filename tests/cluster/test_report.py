@@ -4,7 +4,6 @@ import html
 import io
 import json
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,66 +28,73 @@ from dreamer4.errors import RunError
 from dreamer4.files import write_json
 
 
-def text_of(run: Run) -> str:
+def text_of(page: str) -> str:
     """What a reader sees: tags and pictures taken out."""
-    page = write_report(run).read_text()
     body = page[page.index("<body>") :]
     return html.unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", body)))
 
 
-def cells_of(run: Run, name: str) -> list[str]:
+def cells_of(page: str, name: str) -> list[str]:
     """The cells of the table row that begins with a name."""
-    page = write_report(run).read_text()
     row = re.search(f"<tr><td>{re.escape(html.escape(name))}</td>(.*?)</tr>", page)
     assert row, f"no row '{name}'"
     return [html.unescape(cell) for cell in re.findall("<td>(.*?)</td>", row[1])]
 
 
-@pytest.fixture
-def whole(tmp_path: Path) -> Run:
-    return whole_run(tmp_path / "whole")
+def written(run: Run) -> str:
+    return write_report(run).read_text()
 
 
-def test_numbers_of_the_table_are_those_of_the_json(whole):
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return whole_run(tmp_path_factory.mktemp("run") / "whole")
+
+
+@pytest.fixture(scope="module")
+def page(whole: Run) -> str:
+    return written(whole)
+
+
+def test_numbers_of_the_table_are_those_of_the_json(whole, page):
     for policy, name in (("bc", "BC"), ("pmpo", "PMPO"), ("filtered_bc", "filtered BC"), ("random", "random")):
         record = json.loads((whole.path / "evaluation" / f"{policy}.json").read_text())
-        episodes, mean, success, interval, _ = cells_of(whole, name)
+        episodes, mean, success, interval, _ = cells_of(page, name)
         assert episodes == str(record["episodes"])
         assert mean == f"{record['mean_return']:.3f} ± {record['stderr']:.3f}"
         assert success == f"{100 * record['success']:.1f} %"
         assert interval == f"{100 * record['success_low']:.1f} % to {100 * record['success_high']:.1f} %"
 
 
-def test_z_is_the_difference_in_standard_errors(whole):
-    assert cells_of(whole, "PMPO")[-1] == f"{(0.787 + 0.413) / (0.060**2 + 0.025**2) ** 0.5:.1f}" == "18.5"
-    assert cells_of(whole, "BC")[-1] == "–"
-    assert "18.5 standard errors" in text_of(whole)
+def test_z_is_the_difference_in_standard_errors(page):
+    assert cells_of(page, "PMPO")[-1] == f"{(0.787 + 0.413) / (0.060**2 + 0.025**2) ** 0.5:.1f}" == "18.5"
+    assert cells_of(page, "BC")[-1] == "–"
+    assert "18.5 standard errors" in text_of(page)
 
 
-def test_world_model_is_shown_beside_its_baselines(whole):
-    assert cells_of(whole, "reconstruction") == ["45.2 dB", "21.5 dB (mean image)"]
-    cell, others = cells_of(whole, "agent's cell after one step, 100 windows")
+def test_world_model_is_shown_beside_its_baselines(page):
+    assert cells_of(page, "reconstruction") == ["45.2 dB", "21.5 dB (mean image)"]
+    cell, others = cells_of(page, "agent's cell after one step, 100 windows")
     assert cell.startswith("81.2 % (") and others.startswith("68.8 % (last frame), 100.0 %")
-    assert cells_of(whole, "of these, where the agent moved, 50 windows")[0] == "61.3 %"
-    assert cells_of(whole, "balls after one step") == ["1.90", "2.00 (real)"]
-    assert cells_of(whole, "action-shuffle ratio, in one step")[0] == "1.25"
-    assert cells_of(whole, "action-shuffle ratio, at the finest step size")[0] == "1.75"
-    assert cells_of(whole, "imagined frame 4")[0] == "20.2 dB"
+    assert cells_of(page, "of these, where the agent moved, 50 windows")[0] == "61.3 %"
+    assert cells_of(page, "balls after one step") == ["1.90", "2.00 (real)"]
+    assert cells_of(page, "action-shuffle ratio, in one step")[0] == "1.25"
+    assert cells_of(page, "action-shuffle ratio, at the finest step size")[0] == "1.75"
+    assert cells_of(page, "imagined frame 4")[0] == "20.2 dB"
 
 
-def test_heads_and_returns_are_shown(whole):
-    assert cells_of(whole, "0.889") == ["0.888", "0.009", "36"]
-    assert cells_of(whole, "0") == ["0.000", "0.027", "100"]  # and not -0.000
-    assert cells_of(whole, "recorded")[0] == "-0.038 ± 0.050"
-    assert cells_of(whole, "imagined by PMPO") == ["0.118 ± 0.037", "0.203", "0.179"]
-    assert cells_of(whole, "imagined by BC") == ["-0.157 ± 0.048", "–", "–"]
-    assert "0.008 at 100 terminal frames, 0.996 at 101 others" in text_of(whole)
+def test_heads_and_returns_are_shown(page):
+    assert cells_of(page, "0.889") == ["0.888", "0.009", "36"]
+    assert cells_of(page, "0") == ["0.000", "0.027", "100"]  # and not -0.000
+    assert cells_of(page, "recorded")[0] == "-0.038 ± 0.050"
+    assert cells_of(page, "imagined by PMPO") == ["0.118 ± 0.037", "0.203", "0.179"]
+    assert cells_of(page, "imagined by BC") == ["-0.157 ± 0.048", "–", "–"]
+    assert "0.008 at 100 terminal frames, 0.996 at 101 others" in text_of(page)
 
 
-def test_seconds_of_every_stage_and_their_sum(whole):
-    assert cells_of(whole, "tokenizer") == ["20", "14", "14 s"]
-    assert cells_of(whole, "evaluate")[:2] == ["25", "30"]  # timed, but its record is of another kind
-    assert cells_of(whole, "all")[:2] == [f"{sum(10 * (i + 1) for i in range(8)) + 25:.0f}", "282"]
+def test_seconds_of_every_stage_and_their_sum(page):
+    assert cells_of(page, "tokenizer") == ["20", "14", "14 s"]
+    assert cells_of(page, "evaluate")[:2] == ["25", "30"]  # timed, but its record is of another kind
+    assert cells_of(page, "all")[:2] == [f"{sum(10 * (i + 1) for i in range(8)) + 25:.0f}", "282"]
 
 
 def test_finished_record_beats_the_clock_and_an_unfinished_stage_is_counted(tmp_path):
@@ -100,12 +106,12 @@ def test_finished_record_beats_the_clock_and_an_unfinished_stage_is_counted(tmp_
     assert list(read_times(run.path)) == ["tokenizer", "dynamics"]
 
 
-def test_nothing_is_missing_in_a_whole_run(whole):
-    assert "Missing" not in text_of(whole)
+def test_nothing_is_missing_in_a_whole_run(page):
+    assert "Missing" not in text_of(page)
 
 
 def test_empty_run_has_a_report_that_names_what_is_missing(tmp_path):
-    text = text_of(empty_run(tmp_path / "run"))
+    text = text_of(written(empty_run(tmp_path / "run")))
     missing = text[text.index("Missing so far:") :]
     for name in ("stage collect", "stage policy", "stage filtered_bc", "evaluation of PMPO", "evaluation of random"):
         assert name in missing
@@ -130,7 +136,7 @@ def test_report_works_with_any_part_alone(tmp_path, there):
     else:
         add_metrics(run, "tokenizer", steps=5)
         run.metrics_path.write_text(run.metrics_path.read_text() + '{"stage": "token')
-    assert "Missing so far:" in text_of(run)
+    assert "Missing so far:" in text_of(written(run))
 
 
 def test_inspection_without_numbers_is_shown_with_dashes(tmp_path):
@@ -142,33 +148,37 @@ def test_inspection_without_numbers_is_shown_with_dashes(tmp_path):
     found["action_shuffle"]["one_step"]["ratio"] = float("nan")
     del found["rewards"]["continues"]
     save_inspection(run.path / "inspection", found)
-    assert cells_of(run, "reconstruction")[0] == "– dB"
-    assert cells_of(run, "imagined frame 4")[0] == "– dB"
-    assert cells_of(run, "action-shuffle ratio, in one step")[0] == "–"
+    page = written(run)
+    assert cells_of(page, "reconstruction")[0] == "– dB"
+    assert cells_of(page, "imagined frame 4")[0] == "– dB"
+    assert cells_of(page, "action-shuffle ratio, in one step")[0] == "–"
 
 
-def test_damaged_inspection_is_an_error_with_its_name(whole):
-    (whole.path / "inspection" / "arrays.npz").write_bytes(b"PK")
+def test_damaged_inspection_is_an_error_with_its_name(tmp_path):
+    run = empty_run(tmp_path / "run")
+    save_inspection(run.path / "inspection", inspection())
+    (run.path / "inspection" / "arrays.npz").write_bytes(b"PK")
     with pytest.raises(RunError, match=r"arrays\.npz"):
-        write_report(whole)
+        write_report(run)
 
 
-def test_pictures_lie_beside_the_page_and_in_it(whole):
-    page = write_report(whole)
-    assert page == whole.path / "report" / "report.html"
-    names = {file.stem for file in page.parent.glob("*.png")}
+def test_pictures_lie_beside_the_page_and_in_it(whole, page):
+    folder = whole.path / "report"
+    assert (folder / "report.html").read_text() == page
+    names = {file.stem for file in folder.glob("*.png")}
     wanted = {"reconstructions", "strips", "horizon_psnr", "horizon_cells", "returns", "reward_calibration"}
     wanted |= {f"losses_{stage}" for stage in LOSSES}
     assert names == wanted | {f"{name}-dark" for name in wanted}
-    assert page.read_text().count("data:image/png;base64,") == len(names)
-    for file in page.parent.glob("*.png"):
+    assert page.count("data:image/png;base64,") == len(names)
+    for file in folder.glob("*.png"):
         assert Image.open(file).size[0] > 100
 
 
-def test_report_is_a_function_of_the_files(whole):
+def test_report_is_a_function_of_the_files(whole, page):
     """So a run that was interrupted ends with the same report."""
-    first = {file.name: file.read_bytes() for file in write_report(whole).parent.iterdir()}
-    assert first == {file.name: file.read_bytes() for file in write_report(whole).parent.iterdir()}
+    first = {file.name: file.read_bytes() for file in (whole.path / "report").iterdir()}
+    assert write_report(whole) == whole.path / "report" / "report.html"
+    assert first == {file.name: file.read_bytes() for file in (whole.path / "report").iterdir()}
 
 
 def test_order_of_policies_is_fixed_and_unknown_ones_come_last():
