@@ -39,6 +39,7 @@ class EvaluationConfig:
     actors: int = 2
     first_seed: int = 1_000_000  # far from those of the recordings
     max_frames: int = 1000  # longer episodes are cut
+    windows: int = 512  # validation windows that each measurement of the models looks at
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def _counts(config: RunConfig) -> Iterator[str]:
         "agent_training": ("steps", "batch", "length", "save_every"),
         "filtered_bc_training": ("steps", "batch", "length", "save_every"),
         "policy": ("steps", "batch", "save_every"),
-        "evaluation": ("episodes", "parallel", "actors", "max_frames"),
+        "evaluation": ("episodes", "parallel", "actors", "max_frames", "windows"),
         "resources": ("workers", "trainer_threads", "worker_threads", "collectors", "object_store_mb"),
     }
     for section, names in sections.items():

@@ -11,7 +11,6 @@ from cluster.models import RunData, load_agent, load_policy, load_tokenizer, loa
 from cluster.placement import result, worker
 from cluster.run import Run
 
-WINDOWS = 512  # validation windows of every measurement
 STEPS = 16  # of imagination
 
 
@@ -19,7 +18,7 @@ class InspectorActor:
     """The inspector of a run, with everything loaded from the run's files."""
 
     def __init__(self, path: str):
-        run = Run.attach(Path(path))
+        self.run = run = Run.attach(Path(path))
         data, agent, config = RunData(run), load_agent(run), run.config
         self.inspector = Inspector(
             tokenizer=load_tokenizer(run),
@@ -39,7 +38,7 @@ class InspectorActor:
 
     def measure(self) -> tuple[dict[str, Any], float]:
         """All measurements, and the CPU seconds of the process."""
-        return self.inspector.measure(WINDOWS, STEPS), time.process_time()
+        return self.inspector.measure(self.run.config.evaluation.windows, STEPS), time.process_time()
 
 
 def inspect(run: Run) -> None:

@@ -96,7 +96,7 @@ def smoke() -> RunConfig:
         agent_training=replace(full.agent_training, steps=20, save_every=10),
         policy=replace(full.policy, steps=6, batch=16, warmup_steps=2, save_every=3),
         filtered_bc_training=replace(full.filtered_bc_training, steps=10, save_every=5),
-        evaluation=EvaluationConfig(episodes=8, parallel=4, actors=2),
+        evaluation=EvaluationConfig(episodes=8, parallel=4, actors=2, windows=32),
     )
 
 

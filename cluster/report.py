@@ -11,6 +11,7 @@ from typing import Any
 
 from actors.inspection import load_inspection
 from cluster import figures, strips
+from cluster.config import CONTROLS
 from cluster.figures import Picture
 from cluster.page import details, page, paragraph, pictures, section, table
 from cluster.results import STAGES, finished, label, read_evaluations, read_times, z_score
@@ -81,9 +82,7 @@ class Report:
 
     def _missing(self) -> list[str]:
         controls = self.run.config.controls
-        stages = [
-            stage for stage in STAGES if stage in controls or stage not in ("filtered_bc", "horizon_1", "shuffled")
-        ]
+        stages = [stage for stage in STAGES if stage in controls or stage not in CONTROLS]
         missing = [f"stage {stage}" for stage in stages if finished(self.run.path, stage) is None]
         expected = ("random", "demonstrator", "bc", *controls, "pmpo")
         return missing + [f"evaluation of {label(name)}" for name in expected if name not in self.evaluations]

@@ -21,14 +21,12 @@ from worlds import World
 import actors.lens
 from actors.collector import Collector
 from actors.inspector import Inspector
-from actors.windows import Windows
 from dreamer4.data.episodes import EpisodeDataset
 from dreamer4.data.latents import LatentDataset
 from dreamer4.data.writer import DatasetWriter
 from dreamer4.dynamics import DynamicsOutput
 from dreamer4.envs.planners import Mixture
 from dreamer4.envs.registry import spec
-from dreamer4.errors import DataError
 from dreamer4.imagination import Dream, ImaginationConfig
 from dreamer4.shortcut import ShortcutConfig
 from dreamer4.types import Clip
@@ -41,13 +39,14 @@ Forecast = Callable[[Clip, int], Tensor]  # the frame number of every imagined s
 
 
 class LookUp(nn.Module):
-    """A tokenizer whose latents are frame numbers."""
+    """A tokenizer whose latents are frame numbers; remembers the segments it was told."""
 
     def __init__(self, dataset: EpisodeDataset):
         super().__init__()
-        self.dataset = dataset
+        self.dataset, self.segments = dataset, []
 
-    def decode(self, latents_BTSD: Tensor, segment_BT: Tensor | None = None) -> Tensor:
+    def decode(self, latents_BTSD: Tensor, segment_BT: Tensor) -> Tensor:
+        self.segments.append(segment_BT)
         number = latents_BTSD[..., 0, 0].round().long().clamp(0, self.dataset.frame_count - 1).numpy()
         return torch.from_numpy(self.dataset.frames.take(number)).float() / 255
 
@@ -117,65 +116,6 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> EpisodeDataset:
     return EpisodeDataset.open(folder)
 
 
-# Windows
-
-
-@pytest.fixture
-def windows(world: World) -> Windows:
-    return Windows(world.dataset, validation(world.dataset), CONTEXT, seed=5)
-
-
-def test_windows_lie_in_validation_episodes_and_end_where_another_frame_follows(world: World, windows: Windows):
-    data, found = world.dataset, windows.uniform("a use", MANY, STEPS)
-    episode_F = np.cumsum(data.first_F) - 1
-    assert validation(data)[episode_F[found.context_NC]].all()
-    ends = found.context_NC[:, -1]
-    lengths = data.lengths_E[validation(data)]
-    assert len(ends) == len(set(ends)) == (lengths - 1).sum()  # every frame but the last ones, once each
-    assert (episode_F[found.following_NH] == episode_F[ends][:, None]).all()
-
-
-def test_following_frames_are_the_next_ones_and_known_up_to_the_end_of_the_episode(world: World, windows: Windows):
-    data, found = world.dataset, windows.uniform("a use", MANY, STEPS)
-    last_F = np.repeat(data.starts_E + data.lengths_E - 1, data.lengths_E)
-    wanted = found.context_NC[:, -1:] + np.arange(1, STEPS + 1)
-    assert np.array_equal(found.known_NH, wanted <= last_F[found.context_NC[:, -1:]])
-    assert np.array_equal(found.following_NH[found.known_NH], wanted[found.known_NH])
-    assert not found.known_NH.all() and found.known_NH[:, 0].all()
-
-
-def test_long_continuations_come_first_and_are_not_preferred(world: World, windows: Windows):
-    """There are as many long ones as are asked for, so a preference would leave only these."""
-    every = windows.uniform("a use", MANY, STEPS).known_NH
-    some = windows.uniform("a use", int(every.all(axis=1).sum()), STEPS).known_NH
-    assert (np.diff(some.sum(axis=1)) <= 0).all() and (np.diff(every.sum(axis=1)) <= 0).all()
-    assert some[0].all() and not some.all()
-
-
-def test_windows_depend_on_seed_and_use_only(world: World, windows: Windows):
-    def ends(chosen: Windows, use: str) -> list[int]:
-        return chosen.uniform(use, 20, STEPS).context_NC[:, -1].tolist()
-
-    again = Windows(world.dataset, validation(world.dataset), CONTEXT, seed=5)
-    other = Windows(world.dataset, validation(world.dataset), CONTEXT, seed=6)
-    assert ends(windows, "a use") == ends(again, "a use")
-    assert ends(windows, "a use") != ends(windows, "b use")
-    assert ends(windows, "a use") != ends(other, "a use")
-
-
-def test_half_of_the_arrivals_are_events(world: World, windows: Windows):
-    data, ends = world.dataset, windows.arriving("rewards", 8)[:, -1]
-    assert len(ends) == len(set(ends)) == 8
-    assert (data.reward_F[ends] != 0).sum() == 4
-    assert not data.first_F[ends].any()  # a first frame has no reward
-
-
-def test_too_few_validation_frames_are_named(world: World):
-    one = np.arange(world.dataset.episode_count) == 0
-    with pytest.raises(DataError, match=r"contexts of 500 frames.*have \d+ frames: collect more"):
-        Windows(world.dataset, one, 500, seed=5)
-
-
 # Pixels
 
 
@@ -220,6 +160,16 @@ def test_prophet_has_no_error_up_to_the_ends_of_episodes(world: World, imagines)
     found = inspector(world.dataset).horizon(MANY, STEPS)
     assert (found["model_psnr"] == math.inf).all()
     assert np.array_equal(found["imagined"][found["known"]], found["real"][found["known"]])
+
+
+def test_imagined_frames_belong_to_the_last_episode_of_the_context(world: World, imagines):
+    """The decoder must not see the end of another recording in them."""
+    imagines(repeat)
+    looking = inspector(world.dataset)
+    looking.horizon(MANY, STEPS)
+    for segment_BT in looking.lens.tokenizer.segments:
+        assert (segment_BT[:, CONTEXT - 1 :] == segment_BT[:, CONTEXT - 1 : CONTEXT]).all()
+    assert (torch.cat(looking.lens.tokenizer.segments).diff(dim=1) > 0).any()  # contexts of two episodes are there
 
 
 def test_late_prophet_is_found_out(world: World, imagines):
@@ -294,7 +244,7 @@ class Actor(nn.Module):
         self.latent_in, self.deaf, self.asked = nn.Linear(1, 1), deaf, []
 
     def forward(self, noised, tau_idx, step_idx, actions, known, segment) -> DynamicsOutput:
-        self.asked.append((tau_idx, step_idx, known))
+        self.asked.append((tau_idx, step_idx, known, actions))
         return DynamicsOutput(actions[..., None] * (not self.deaf), None)
 
 
@@ -328,11 +278,21 @@ def test_deaf_model_has_ratio_one(world: World):
 def test_next_frame_is_predicted_from_noise_in_one_pass_after_a_context_at_its_level(world: World):
     _, model = shuffled(world, deaf=True)
     seen = set()
-    for tau_idx, step_idx, known in model.asked:
+    for tau_idx, step_idx, known, _ in model.asked:
         assert (tau_idx[:, :-1] == SHORTCUT.context_idx).all() and (tau_idx[:, -1] == 0).all()
         assert (step_idx[:, :-1] == SHORTCUT.finest).all() and known[:, -1].all()
         seen |= set(step_idx[:, -1].tolist())
     assert seen == {0, SHORTCUT.finest}
+
+
+def test_only_the_last_action_is_exchanged(world: World):
+    """Four equal halves: each of the two step sizes with the true actions, then with the others."""
+    _, model = shuffled(world, deaf=True)
+    actions = torch.cat([asked[3] for asked in model.asked])
+    true, other, true_again, other_again = actions.chunk(4)
+    assert torch.equal(true, true_again) and torch.equal(other, other_again)
+    assert torch.equal(true[:, :-1], other[:, :-1]) and true[:, :-1].any()
+    assert torch.equal(other[:, -1], true[:, -1].roll(1, dims=0))
 
 
 # Heads
@@ -370,12 +330,23 @@ def test_heads_that_are_a_frame_late_do_not(world: World):
     assert found["true"].tolist() == [0, 1] and found["predicted"][1] == 0
 
 
-def test_features_are_read_from_the_last_frame_of_contexts_with_their_task(world: World):
-    looking = inspector(world.dataset)
-    context = looking.windows.arriving("rewards", MANY)
-    whole = looking.lens.features("rewards", context)
-    assert whole.shape == (len(context), 1, 16)
-    assert not same(whole[0], whole[1])
+def test_features_are_of_the_last_frame_which_sees_the_context(world: World):
+    """They change with the latents of any frame of the context; those of an earlier frame know no later one."""
+    numbers = world.latents.take(np.arange(world.dataset.frame_count))
+
+    def features(changed: int | None = None) -> Tensor:
+        latents = numbers.copy()
+        if changed is not None:
+            latents[changed] += 1
+        looking = inspector(
+            world.dataset, dynamics=tiny_dynamics(), tokenizer=tiny_tokenizer(), latents=LatentDataset([latents], "")
+        )
+        return looking.lens.features("rewards", start + np.arange(CONTEXT)[None])
+
+    start = int(world.dataset.starts_E[0])
+    assert features().shape == (1, 1, 16) and same(features(), features(start + CONTEXT))
+    for frame in range(CONTEXT):
+        assert not same(features(), features(start + frame))
 
 
 def test_probability_to_go_on_is_split_by_terminal_frames(world: World):

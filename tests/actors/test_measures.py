@@ -28,11 +28,11 @@ def test_few_true_values_are_groups_of_their_own():
 
 
 def test_many_true_values_share_ranges_and_none_is_lost():
-    true = np.concatenate([[-1.0] * 5, np.linspace(0.5, 1, 40)])
+    true = np.concatenate([[-1.0] * 5, np.linspace(-0.9, 1, 40)])
     found = calibration(true, true + 0.1)
-    assert len(found["n"]) <= GROUPS and found["n"].sum() == len(true) and (found["n"] > 0).all()
+    assert len(found["n"]) == GROUPS and found["n"].sum() == len(true) and (found["n"] > 0).all()
     assert found["predicted"] == pytest.approx(found["true"] + 0.1)
-    assert found["true"][0] == -1 and (np.diff(found["true"]) > 0).all()
+    assert np.ptp(found["n"]) <= 5 and (np.diff(found["true"]) > 0).all()
 
 
 def test_ratio_says_when_there_is_nothing_to_compare():

@@ -53,7 +53,7 @@ def test_minecraft_has_the_papers_numbers():
 
 def test_smoke_is_the_laptops_path_with_less_of_everything():
     amounts = {"frames", "shard_frames", "validation", "steps", "batch", "warmup_steps", "save_every"}
-    amounts |= {"episodes", "parallel", "actors"}
+    amounts |= {"episodes", "parallel", "actors", "windows"}
     changed = differences(laptop(), smoke())
     assert {difference.key.rpartition(".")[2] for difference in changed} <= amounts
     assert all(d.second <= d.first for d in changed if not d.key.endswith("validation"))
