@@ -151,9 +151,10 @@ class Dynamics(nn.Module):
         for embedding in (self.signal_embedding, self.step_embedding, self.task_embedding):
             nn.init.normal_(embedding.weight, std=0.1)
         slots = config.world_slots + config.agent_tokens
-        agent_S = torch.arange(slots) >= config.world_slots
+        slot_S = torch.arange(slots, device="cpu")  # real numbers also where the model is built on the meta device
+        agent_S = slot_S >= config.world_slots
         self.register_buffer("mask_SS", agent_S[:, None] | ~agent_S[None, :], persistent=False)
-        angles = rope_angles(torch.arange(slots), self.transformer.config.head_size, 10_000.0)
+        angles = rope_angles(slot_S, self.transformer.config.head_size, 10_000.0)
         self.register_buffer("angles_SK", angles, persistent=False)
 
     def init_cache(self, batch: int, agent: bool = True) -> TimeCache:

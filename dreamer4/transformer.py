@@ -122,11 +122,16 @@ class Attention(nn.Module):
     def __init__(self, config: TransformerConfig):
         super().__init__()
         self.config = config
+        # Of queries, keys and values. Where ranks share the heads (`learners.tensor_parallel`), of this rank's only.
         self.sizes = [config.heads * config.head_size, *(2 * [config.kv_heads * config.head_size])]
         self.qkv = nn.Linear(config.width, sum(self.sizes), bias=False)
         self.q_norm = RMSNorm(config.head_size)
         self.k_norm = RMSNorm(config.head_size)
         self.out = nn.Linear(config.width, config.width, bias=False)
+
+    @property
+    def kv_heads(self) -> int:
+        return self.sizes[1] // self.config.head_size
 
     def project(self, x: Tensor, rotate: Rotation) -> tuple[Tensor, Tensor, Tensor]:
         """Queries `[..., N, L, K]`, keys and values `[..., Nkv, L, K]` of tokens `[..., L, M]`."""
@@ -222,7 +227,8 @@ class Transformer(nn.Module):
 
     def init_cache(self, batch: int, slots: int, device: torch.device | str = "cpu", dtype=torch.float32) -> TimeCache:
         c = self.config
-        shape = (batch, slots, c.kv_heads, c.window - 1, c.head_size)
+        heads = next(layer.attention.kv_heads for layer in self.layers if isinstance(layer, TimeLayer))
+        shape = (batch, slots, heads, c.window - 1, c.head_size)
         return TimeCache.empty(c.time_layers, shape, device, dtype)
 
     def forward(

@@ -75,16 +75,25 @@ class Learner(ABC):
 
 def load_weights(module: nn.Module, weights: dict[str, Tensor], name: str) -> None:
     """Strict loading, with one sentence about the first difference instead of torch's list of all."""
-    own = module.state_dict()
-    for key in [*own, *weights]:
-        if key not in weights or key not in own:
-            where = "the checkpoint lacks it" if key not in weights else "this model has no such weight"
+    own, saved = ({key: value.shape for key, value in one.items()} for one in (module.state_dict(), weights))
+    check_shapes(own, saved, name)
+    module.load_state_dict(weights)
+
+
+def check_shapes(own: dict[str, torch.Size], saved: dict[str, torch.Size], name: str) -> None:
+    """Compares the shapes of a model's weights with those of a checkpoint.
+
+    Raises:
+        CheckpointError: naming the first difference.
+    """
+    for key in [*own, *saved]:
+        if key not in saved or key not in own:
+            where = "the checkpoint lacks it" if key not in saved else "this model has no such weight"
             raise CheckpointError(
                 f"the {name} checkpoint is of another model: '{key}', {where}; check the run's config"
             )
-        if own[key].shape != weights[key].shape:
+        if own[key] != saved[key]:
             raise CheckpointError(
-                f"the {name} checkpoint is of another model: '{key}' has shape {tuple(weights[key].shape)}, not "
-                f"{tuple(own[key].shape)}; check the run's config"
+                f"the {name} checkpoint is of another model: '{key}' has shape {tuple(saved[key])}, not "
+                f"{tuple(own[key])}; check the run's config"
             )
-    module.load_state_dict(weights)
