@@ -88,6 +88,12 @@ def build_parser() -> argparse.ArgumentParser:
     verb = add("compare", compare, "several runs side by side", settings=False)
     verb.add_argument("runs", nargs="+", type=Path, metavar="RUN")
 
+    verb = add("runs", runs, "how far every run is, and who writes it", settings=False)
+    verb.add_argument(
+        "--root", type=Path, metavar="DIR", help="only runs below; by default runs, with Redis all it knows"
+    )
+    verb.add_argument("--json", type=Path, metavar="FILE", help="write everything known of them there as well")
+
     verb = add("presets", presets, "list the presets, or print one with all its keys", settings=False)
     verb.add_argument("name", nargs="?", metavar="NAME")
     return parser
@@ -209,6 +215,17 @@ def compare(options: argparse.Namespace) -> None:
     from cluster.compare import compare as compare_runs
 
     print(compare_runs(options.runs))
+
+
+def runs(options: argparse.Namespace) -> None:
+    from cluster.registry import list_runs
+    from cluster.runs import table
+    from dreamer4.files import write_json
+
+    found = list_runs(options.root)
+    print(table(found))
+    if options.json is not None:
+        write_json(options.json, found)
 
 
 def presets(options: argparse.Namespace) -> None:

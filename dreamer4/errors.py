@@ -24,6 +24,10 @@ class RunError(DreamerError):
     """A run directory or a service that can't be used."""
 
 
+class LeaseLostError(RunError):
+    """Somebody else may write the run by now, or that can't be excluded: stop writing at once."""
+
+
 class NonFiniteError(DreamerError):
     """A loss or gradient that is not finite; the last good checkpoint is kept."""
 
