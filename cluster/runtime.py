@@ -1,26 +1,18 @@
 """The Ray that a run stands on: a local one for the length of the run, or the cluster that RAY_ADDRESS names."""
 
-import fcntl
 import logging
 import os
-import secrets
-import shutil
 import socket
-import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 
 import ray
-from ray.exceptions import AuthenticationError, RayError
+from ray.exceptions import AuthenticationError
 
 from cluster.config import RunConfig
+from cluster.session import temporary_folder, write_token
 from dreamer4.errors import RunError
-
-ROOT = Path("/tmp")  # whatever TMPDIR is: the paths of Ray's sockets may have 107 bytes
-PREFIX = "dreamer4-"
 
 
 @contextmanager
@@ -39,7 +31,7 @@ def ray_session(config: RunConfig) -> Iterator[str]:
         with _attached(address) as url:
             yield url
     else:
-        with _temporary_folder() as folder, _token(folder), _local(config, folder) as url:
+        with temporary_folder() as folder, _token(folder), _local(config, folder) as url:
             yield url
 
 
@@ -115,57 +107,16 @@ def _check_gpus(config: RunConfig, there: float) -> None:
 
 
 @contextmanager
-def _temporary_folder() -> Iterator[Path]:
-    """A folder for Ray's sockets, logs and spilled objects, removed at the end; logs stay if Ray itself failed."""
-    _remove_abandoned()
-    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=ROOT))
-    keep = False
-    with open(folder / ".unlocked", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        os.rename(folder / ".unlocked", folder / ".lock")
-        try:
-            yield folder
-        except Exception as error:
-            keep = isinstance(error, RayError) or isinstance(error.__cause__, RayError)
-            raise
-        finally:
-            if keep:
-                print(f"Ray's logs are in {folder}/ray/session_latest/logs until the next start", file=sys.stderr)
-            else:
-                shutil.rmtree(folder, ignore_errors=True)
-
-
-def _remove_abandoned() -> None:
-    """Folders of sessions that were killed: nobody holds their lock any more."""
-    for folder in ROOT.glob(f"{PREFIX}*"):
-        try:
-            with open(folder / ".lock") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder, ignore_errors=True)
-        except OSError:  # in use, somebody else's, or not a session
-            continue
-
-
-@contextmanager
 def _token(folder: Path) -> Iterator[None]:
     """Only who can read the token's file can talk to this Ray. A token that the user has set is left alone."""
     if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
         yield
         return
-    path = folder / "token"
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(_process_token())
-    os.environ["RAY_AUTH_TOKEN_PATH"] = str(path)
+    os.environ["RAY_AUTH_TOKEN_PATH"] = str(write_token(folder))
     try:
         yield
     finally:
         del os.environ["RAY_AUTH_TOKEN_PATH"]
-
-
-@cache
-def _process_token() -> str:
-    """One for all sessions of a process, because Ray reads it once."""
-    return secrets.token_hex(32)
 
 
 def _is_free(port: int) -> bool:

@@ -9,9 +9,10 @@ import pytest
 import ray
 from ray.exceptions import RayActorError
 
-from cluster import runtime
+from cluster import runtime, session
 from cluster.presets import smoke
 from cluster.runtime import logical_cpus, ray_session
+from cluster.session import temporary_folder
 from cluster.settings import override
 from dreamer4.errors import DataError, RunError
 
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.xdist_group("ray")
 @pytest.fixture
 def root(tmp_path, monkeypatch):
     """Where sessions are made, in place of the real one; no address and no token in the environment."""
-    monkeypatch.setattr(runtime, "ROOT", tmp_path)
+    monkeypatch.setattr(session, "ROOT", tmp_path)
     for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path
@@ -153,7 +154,7 @@ def test_token_of_the_user_is_left_alone(root, monkeypatch, name):
 @pytest.mark.parametrize("error", [DataError("bad file"), KeyboardInterrupt(), None])
 def test_folder_goes_with_its_session(root, error):
     try:
-        with runtime._temporary_folder() as folder:
+        with temporary_folder() as folder:
             (folder / "log").touch()
             if error is not None:
                 raise error
@@ -163,16 +164,16 @@ def test_folder_goes_with_its_session(root, error):
 
 
 def test_logs_stay_when_an_actor_died_until_the_next_start(root, capsys):
-    with pytest.raises(RunError), runtime._temporary_folder() as folder:
+    with pytest.raises(RunError), temporary_folder() as folder:
         raise RunError("actor 'x' died") from RayActorError()
     assert folder.exists()
     assert f"Ray's logs are in {folder}" in capsys.readouterr().err
-    with runtime._temporary_folder():
+    with temporary_folder():
         assert not folder.exists()
 
 
 def test_folders_of_others_and_of_living_sessions_stay(root):
     (root / "dreamer4-something").mkdir()
-    with runtime._temporary_folder() as first, runtime._temporary_folder() as second:
+    with temporary_folder() as first, temporary_folder() as second:
         assert first.exists() and second.exists() and first != second
     assert [path.name for path in root.iterdir()] == ["dreamer4-something"]

@@ -1,0 +1,12 @@
+"""What the connected Ray says about its nodes beyond what its public interface does."""
+
+from ray._private.state import state
+
+
+def draining_nodes() -> set[str]:
+    """Ids, in hex, of living nodes that were told that they will be taken away.
+
+    Works in a driver and in an actor, wherever `ray.init` was called; one short request to the head. The notice comes
+    from `ray drain-node`, from a cloud's spot notice, from the autoscaler, and from SIGTERM on `ray start --block`.
+    """
+    return set(state.get_draining_nodes())
