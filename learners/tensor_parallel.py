@@ -9,7 +9,7 @@ Against the undivided model, sums are taken in another order: features differ by
 """
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
 
-from dreamer4.dynamics import Dynamics, DynamicsConfig, DynamicsOutput
+from dreamer4.dynamics import Dynamics, DynamicsConfig
 from dreamer4.errors import CheckpointError, ConfigError, RunError
 from dreamer4.transformer import SpaceLayer, TimeLayer, TransformerConfig
 from learners.learner import check_shapes
@@ -78,7 +78,8 @@ def shard_dynamics(dynamics: Dynamics, mesh: DeviceMesh, compare: bool = False) 
     is too much, see `load_sharded_dynamics`.
 
     Args:
-        compare: after every pass, let the ranks compare checksums of what they computed; a small message each time.
+        compare: after every pass the ranks compare checksums of what they computed: a small message, and on GPUs a copy
+            of all tokens to the host. To look for a fault, not for every day.
 
     Raises:
         ConfigError: the ranks can't divide the heads or the hidden units.
@@ -151,11 +152,15 @@ def _divide(dynamics: Dynamics, mesh: DeviceMesh, share: Callable[[str, Cut], Te
 
 
 def _compare_passes(dynamics: Dynamics, mesh: DeviceMesh) -> None:
-    """Makes every pass fail on all ranks unless all computed the same bits."""
+    """Makes every pass fail on all ranks unless all computed the same bits.
+
+    All tokens are compared. Features alone would not do: where the ranks read different actions, each of them adds its
+    share of a mixture of both, and the sums are again the same everywhere.
+    """
     group = mesh.get_group()
 
-    def compare(module: nn.Module, inputs: Any, output: DynamicsOutput) -> None:
-        own = checksum([output.clean_BTSD, *([] if output.features_BTM is None else [output.features_BTM])])
+    def compare(module: nn.Module, inputs: Any, tokens_BTSM: Tensor) -> None:
+        own = checksum(tokens_BTSM)
         ends = torch.tensor([own, -own], device=mesh.device_type)
         dist.all_reduce(ends, dist.ReduceOp.MAX, group=group)
         highest, lowest = int(ends[0]), -int(ends[1])
@@ -165,12 +170,9 @@ def _compare_passes(dynamics: Dynamics, mesh: DeviceMesh) -> None:
                 f"{highest:08x}): give them equal weights, inputs, devices and thread counts"
             )
 
-    dynamics.register_forward_hook(compare)
+    dynamics.transformer.register_forward_hook(compare)
 
 
-def checksum(tensors: Sequence[Tensor]) -> int:
-    """32 bits that depend on every bit of the tensors."""
-    total = 0
-    for tensor in tensors:
-        total = zlib.crc32(tensor.detach().contiguous().cpu().view(torch.uint8).numpy().data, total)
-    return total
+def checksum(tensor: Tensor) -> int:
+    """32 bits that depend on every bit of the tensor."""
+    return zlib.crc32(tensor.detach().contiguous().cpu().view(torch.uint8).numpy().data)
