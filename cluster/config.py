@@ -48,13 +48,24 @@ class ResourceConfig:
 
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU where the process is given one
     trainer_gpus: float = 0.0  # fractions share one
-    worker_gpus: float = 0.0  # of every imagination worker
-    workers: int = 1  # that imagine
+    workers: int = 1  # that imagine, at first
+    min_workers: int | None = None  # the run may shrink to; none: as many as `workers`
+    max_workers: int | None = None  # the run may grow to, as long as the learner waits for rollouts; none: `workers`
+    scale_seconds: float = 10.0  # between decisions on the number of workers
+    shards: int = 1  # processes, and GPUs, that hold one world model together
+    worker_gpus: float = 0.0  # of every shard of a worker
+    rollout_timeout: float = 600.0  # seconds after which a worker that doesn't answer is replaced
     trainer_threads: int = 1  # more than one changes the order of sums, and with it the last bits
     worker_threads: int = 1
     collectors: int = 2
     object_store_mb: int = 500  # of a Ray that the run starts itself
     dashboard_port: int | None = None  # of such a Ray; none: the first free one from 8265 on
+
+    def worker_bounds(self) -> tuple[int, int]:
+        """Fewest and most workers of stage 4."""
+        least = self.workers if self.min_workers is None else self.min_workers
+        most = self.workers if self.max_workers is None else self.max_workers
+        return least, most
 
 
 @dataclass(frozen=True)
@@ -122,6 +133,14 @@ def _sizes(config: RunConfig) -> Iterator[str]:
         if name not in CONTROLS:
             yield f"controls may hold {', '.join(CONTROLS)}, got '{name}'"
     resources = config.resources
+    least, most = resources.worker_bounds()
+    if not 1 <= least <= resources.workers <= most:
+        yield (
+            f"resources.workers ({resources.workers}) must lie between resources.min_workers ({least}) and "
+            f"resources.max_workers ({most}), and all be at least 1"
+        )
+    if resources.scale_seconds <= 0 or resources.rollout_timeout <= 0:
+        yield "resources.scale_seconds and resources.rollout_timeout are seconds, so greater than 0"
     if resources.device == "cuda" and not resources.trainer_gpus:
         yield "resources.device is 'cuda', but no trainer is given a GPU: set resources.trainer_gpus, such as 0.5"
 
@@ -136,7 +155,7 @@ def _counts(config: RunConfig) -> Iterator[str]:
         "filtered_bc_training": ("steps", "batch", "length", "save_every"),
         "policy": ("steps", "batch", "save_every"),
         "evaluation": ("episodes", "parallel", "actors", "max_frames", "windows"),
-        "resources": ("workers", "trainer_threads", "worker_threads", "collectors", "object_store_mb"),
+        "resources": ("workers", "shards", "trainer_threads", "worker_threads", "collectors", "object_store_mb"),
     }
     for section, names in sections.items():
         for name in names:

@@ -1,197 +1,224 @@
 """Stage 4: workers imagine, one learner improves the policy, references in between (design.md, section 5).
 
-Rollout number i belongs to update i // rollouts_per_step. The rollouts of update n are imagined with the weights of
-version max(0, n - max_staleness): the staleness is exact, so even an overlapping run gives the same numbers every time.
-The driver hands references on and never sees an array.
+What the loop promises, whatever is lost on the way:
+
+* at most (max_staleness + 1) x rollouts_per_step rollouts are running or waiting to be used, the oldest first;
+* the rollouts of an update are imagined with exactly the weights `Plan.version` says, so that on CPUs every run gives
+  the same bits, with any number of workers, and max_staleness 0 equals a plain loop in one process;
+* no index is skipped, every update is applied once and in order; after a fault the learner goes on from its last
+  checkpoint and what comes after it is imagined again;
+* only references pass through here: a rollout goes from its worker to the learner, weights go back.
 """
 
 import time
-from collections import deque
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-import torch
+import ray
+from ray import ObjectRef
+from ray.exceptions import RayError
 
-from actors.imagination import ImaginationWorker
-from cluster.clock import Clock
-from cluster.models import RunData, load_agent, load_policy
-from cluster.placement import result, worker
-from cluster.run import Run
-from cluster.telemetry import MetricsWriter, Progress
-from dreamer4.types import Rollout, Weights
-from learners.policy import PolicyLearner
+from cluster.autoscale import Autoscaler
+from cluster.ledger import Ledger
+from cluster.messages import Request
+from cluster.placement import cause_of, mistake_behind, objects_lost
+from cluster.pool import Arrived, Lost, Pool
+from cluster.schedule import Plan, Schedule
+from cluster.throughput import Throughput
+from cluster.worker_group import READY
+from dreamer4.errors import RunError
 
-
-@dataclass(frozen=True)
-class Variant:
-    """The headline or a control: what differs from the run's config."""
-
-    stage: str = "policy"
-    horizon: int | None = None  # instead of the config's, with as many imagined frames per update
-    shuffle_actions: bool = False  # the world model gets another trajectory's actions
+AHEAD = 2  # updates handed to the learner: Ray fetches the rollouts of the second one while the first is computed
+PATIENCE = 0.1  # seconds that the loop waits for anything to happen
+SHOW_SECONDS = 2.0  # between rows of telemetry
 
 
-VARIANTS = {
-    "policy": Variant(),
-    "horizon_1": Variant("horizon_1", horizon=1),
-    "shuffled": Variant("shuffled", shuffle_actions=True),
-}
+class ImaginationLoop:
+    """Closes the one arrow back. Runs in the coordinator; plain but for references and handles.
 
+    Args:
+        learner: handle of an actor with the calls of `cluster.policy_trainer.PolicyTrainer`.
+        lease: what the learner obeys; None where nobody else could drive it.
+        show: told a row of telemetry every `SHOW_SECONDS`.
+        stopped: asked again and again; true ends the loop after what is under way.
+    """
 
-def build_worker(path: str, variant: Variant) -> ImaginationWorker:
-    """A worker with everything loaded from the run's files."""
-    run = Run.attach(Path(path))
-    config, imagination, batch = run.config, run.config.imagination, run.config.policy.batch
-    if variant.horizon is not None:
-        batch = batch * imagination.horizon // variant.horizon
-        imagination = replace(imagination, horizon=variant.horizon)
-    model = load_agent(run)
-    return ImaginationWorker(
-        model.dynamics,
-        model.heads,
-        load_policy(run, "bc"),
-        RunData(run).clips("contexts", latents=True, ends_alive=True),
-        config.shortcut,
-        imagination,
-        batch,
-        config.seed,
-        variant.shuffle_actions,
-    )
+    def __init__(
+        self,
+        plan: Plan,
+        pool: Pool,
+        learner: Any,
+        lease: Any,
+        ledger: Ledger,
+        autoscaler: Autoscaler,
+        show: Callable[[dict[str, Any]], None] = lambda row: None,
+        stopped: Callable[[], bool] = lambda: False,
+    ):
+        self.plan, self.pool, self.learner, self.lease = plan, pool, learner, lease
+        self.ledger, self.autoscaler, self.show, self.stopped = ledger, autoscaler, show, stopped
+        self.throughput = Throughput()
+        self.receipts: dict[ObjectRef, tuple[int, int, ObjectRef]] = {}  # of updates: epoch, number, new weights
+        self.versions: dict[int, ObjectRef] = {}
+        self.metrics: dict[str, float] = {}
+        self.schedule = Schedule(plan)
 
+    def run(self) -> None:
+        """To the end of the plan, or until `stopped`.
 
-class RolloutActor:
-    """An imagination worker in a process of its own."""
+        Raises:
+            DreamerError: a mistake of the user, a lost lease, or an update that is not finite.
+            RunError: workers fail again and again.
+        """
+        self.pool.reconcile(time.monotonic())  # workers load their models while the learner loads its own
+        updates = self.position()
+        self.ledger.note("start", updates=updates)
+        self.begin(updates)
+        while not self.schedule.done and not self.stopped():
+            self.take_back(self.pool.reconcile(time.monotonic()))
+            self.dispatch()
+            self.feed()
+            self.wait()
+            self.observe()
+        self.tell(time.monotonic())
 
-    def __init__(self, path: str, variant: Variant):
-        self.worker = build_worker(path, variant)
-        self.frames, self.busy = 0, 0.0
+    def position(self) -> int:
+        """How many updates the learner has applied; waits while it restarts."""
+        told = self._answer(self.learner.position.remote(self.lease))
+        self.throughput.cpu_seconds += told.cpu_seconds
+        return told.updates
 
-    def rollout(self, index: int, weights: Weights) -> Rollout:
-        begin = time.monotonic()
-        rollout = self.worker.rollout(index, weights)
-        self.frames += rollout.reward_BT.size
-        self.busy += time.monotonic() - begin
-        return rollout
+    def _answer(self, ref: ObjectRef) -> Any:
+        try:
+            return ray.get(ref)
+        except RayError as error:
+            raise mistake_behind(error) or error from None
 
-    def usage(self) -> dict[str, float]:
-        """Imagined frames, and seconds spent on them, so far."""
-        return {"frames": self.frames, "busy_seconds": self.busy, "cpu_seconds": time.process_time()}
+    def begin(self, updates: int) -> None:
+        """Goes on from where the learner is; whatever was asked for before is not wanted any more."""
+        self.schedule.rewind(updates)
+        oldest = self.plan.version(updates)
+        self.versions = {version: self.learner.weights.remote(version) for version in range(oldest, updates + 1)}
 
+    def dispatch(self) -> None:
+        """Asks for rollouts, the oldest first, of whichever worker has the least to do."""
+        self.schedule.admit()
+        while (group := self.pool.free()) is not None and (index := self.schedule.take()) is not None:
+            version = self.plan.version(self.plan.step_of(index))
+            group.submit(Request(index, version, self.schedule.epoch), self.versions[version])
 
-class PolicyTrainer:
-    """The learner in a process of its own, with the weights versions that rollouts may still need."""
+    def feed(self) -> None:
+        """Hands complete updates to the learner."""
+        while self.schedule.outstanding < AHEAD and (fed := self.schedule.feed()) is not None:
+            step, rollouts = fed
+            call = self.learner.step.options(num_returns=2)
+            told, weights = call.remote(self.lease, step, self.plan.saves(step), *rollouts)
+            self.receipts[told] = self.schedule.epoch, step, weights
 
-    def __init__(self, path: str, variant: Variant):
-        self.run = Run.attach(Path(path))
-        self.variant = variant
-        config = self.run.config
-        head = load_policy(self.run, "bc")
-        self.learner = PolicyLearner(head, config.dynamics.feature_width, config.policy, config.seed)
-        self.recent: deque[Weights] = deque(maxlen=config.policy.max_staleness + 1)
-        self.checkpoints = self.run.checkpoints(variant.stage)
-        self.config = {**self.run.identity(), "variant": asdict(variant)}
-        if self.checkpoints.latest() is None:
-            self.recent.append(self._version())
-        else:
-            saved = self.checkpoints.load(config=self.config)
-            self.learner.restore(saved.weights, saved.state["learner"])
-            for version in saved.state["recent"]:
-                policy = {name: value.numpy() for name, value in version["policy"].items()}
-                self.recent.append(Weights(version["version"], policy))
+    def wait(self) -> None:
+        """Until something has happened, or a moment; takes everything that has."""
+        self.tick()
+        refs = [*self.receipts, *self.pool.refs]
+        if not refs:
+            time.sleep(PATIENCE)
+            return
+        ready, _ = ray.wait(refs, num_returns=1, timeout=PATIENCE, fetch_local=False)
+        if ready and len(refs) > 1:
+            ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0, fetch_local=False)
+        for ref in ready:
+            if ref in self.receipts:
+                self.updated(ref)
+            elif (outcome := self.pool.collect(ref)) is not None:
+                self.take(outcome)
 
-    def _version(self) -> Weights:
-        return Weights(self.learner.updates, self.learner.policy_weights())
+    def take(self, outcome: Arrived | Lost) -> None:
+        """A rollout is there, or is to be imagined again."""
+        if isinstance(outcome, Lost):
+            self.take_back([outcome])
+            return
+        request, plan = outcome.request, self.plan
+        lag = plan.step_of(request.index) - request.version
+        self.throughput.rollout(outcome.cost, time.monotonic() - request.since, lag)
+        if request.epoch == self.schedule.epoch:
+            self.schedule.arrive(request.index, outcome.rollout)
 
-    def updates(self) -> int:
-        return self.learner.updates
+    def take_back(self, outcomes: list[Lost]) -> None:
+        """Requests of lost workers are asked for again."""
+        for lost in outcomes:
+            wanted = [request for request in lost.requests if request.epoch == self.schedule.epoch]
+            indices = sorted(request.index for request in wanted)
+            self.ledger.note("lost", worker=lost.worker, indices=indices, reason=lost.reason)
+            for request in wanted:
+                self.schedule.give_back(request.index)
+                if lost.stale:  # the weights went with their node; the learner has them still
+                    self.versions[request.version] = self.learner.weights.remote(request.version)
 
-    def weights(self, version: int) -> Weights:
-        """One of the last versions; what a resumed loop starts its workers from."""
-        return next(weights for weights in self.recent if weights.version == version)
+    def updated(self, receipt: ObjectRef) -> None:
+        """The learner has answered: an update is applied, or it is elsewhere than we thought."""
+        epoch, step, weights = self.receipts.pop(receipt)
+        try:
+            told = ray.get(receipt)
+        except RayError as error:
+            if mistake := mistake_behind(error):
+                raise mistake from None
+            if not objects_lost(error):
+                raise RunError(f"update {step} failed: {cause_of(error)}: see the learner's log in Ray") from error
+            if epoch == self.schedule.epoch:
+                self.rewound(self.position(), cause_of(error))
+            return
+        self.throughput.learner(told.seconds, told.cpu_seconds)
+        if epoch != self.schedule.epoch:
+            return
+        if told.updates != step + 1:
+            self.rewound(told.updates, "the learner came back from its checkpoint")
+            return
+        self.schedule.applied(step)
+        self.versions[told.updates] = weights
+        self.versions.pop(self.plan.version(told.updates) - 1, None)
+        self.metrics = told.metrics or self.metrics
+        self.ledger.note("applied", step=step, version=self.plan.version(step), process=told.process)
+        if told.saved or self.plan.saves(step):
+            self.ledger.note("saved", updates=told.updates)
 
-    def step(self, index: int, *rollouts: Rollout) -> tuple[dict[str, float], Weights]:
-        """One update; its metrics and the new weights go back as two references."""
-        begin = time.monotonic()
-        metrics = self.learner.step(index, list(rollouts))
-        if metrics:  # empty where the update was applied before
-            metrics["learner_seconds"] = time.monotonic() - begin
-            self.recent.append(self._version())
-        return metrics, self.weights(self.learner.updates)
+    def rewound(self, updates: int, reason: str) -> None:
+        self.ledger.note("rewind", updates=updates, expected=self.schedule.updates, reason=reason)
+        self.begin(updates)
 
-    def save(self) -> None:
-        recent = [
-            {"version": w.version, "policy": {k: torch.from_numpy(v) for k, v in w.policy.items()}} for w in self.recent
-        ]
-        state = {"learner": self.learner.state(), "recent": recent}
-        self.checkpoints.save(self.learner.updates, self.learner.weights(), state, self.config)
+    def observe(self) -> None:
+        """Counts the time, decides on the number of workers, and shows a row now and then."""
+        now, meter = self.tick(), self.throughput
+        if self.autoscaler.due(now):
+            starves, idle = meter.learner_starves.take(), meter.workers_idle.take()
+            wanted = self.autoscaler.decide(now, starves, idle, self.pool.missing)
+            if wanted != self.pool.wanted:
+                self.ledger.note(
+                    "resize", wanted=wanted, learner_starves=round(starves, 3), workers_idle=round(idle, 3)
+                )
+                self.pool.resize(wanted)
+        if meter.due(now, SHOW_SECONDS):
+            self.tell(now)
 
-    def cpu_seconds(self) -> float:
-        return time.process_time()
+    def tick(self) -> float:
+        """Counts the time that has passed for what was going on in it; returns the time."""
+        now = time.monotonic()
+        self.throughput.tick(now, bool(self.receipts), self.pool.idle_share(), self.pool.counts[READY])
+        return now
 
-
-class Loop:
-    """References in flight. Rollouts are requested `max_staleness` updates ahead of the learner."""
-
-    def __init__(self, run: Run, variant: Variant):
-        resources, policy = run.config.resources, run.config.policy
-        self.staleness, self.per_step, self.steps = policy.max_staleness, policy.rollouts_per_step, policy.steps
-        arguments = (str(run.path), variant)
-        self.trainer = worker(
-            PolicyTrainer, cpus=1, gpus=resources.trainer_gpus, name="policy trainer", threads=resources.trainer_threads
-        ).remote(*arguments)
-        # Rollouts are functions of their arguments: a worker that died may simply be started and asked again.
-        imagine = worker(
-            RolloutActor,
-            cpus=1,
-            gpus=resources.worker_gpus,
-            name="imagination",
-            threads=resources.worker_threads,
-            restarts=3,
+    def tell(self, now: float) -> None:
+        counts = self.pool.counts
+        queue = [request.since for group in self.pool.groups for request, _ in group.requests.values()]
+        self.show(
+            {
+                **self.throughput.row(now, counts[READY]),
+                "step": self.schedule.updates,
+                "workers_wanted": self.pool.wanted,
+                "workers_pending": counts["pending"] + counts["starting"],
+                "workers_ready": counts[READY],
+                "workers_draining": counts["draining"],
+                "workers_lost": self.pool.lost,
+                "rollouts_in_flight": len(queue),
+                "rollouts_waiting": len(self.schedule.waiting),
+                "rollouts_accepted": len(self.schedule.arrived),
+                "oldest_request_s": now - min(queue) if queue else 0.0,
+                "weights_version": self.schedule.updates,
+            }
         )
-        self.workers = [imagine.remote(*arguments) for _ in range(resources.workers)]
-        self.start = result(self.trainer.updates.remote())
-        oldest = max(0, self.start - self.staleness)
-        self.versions = {v: self.trainer.weights.remote(v) for v in range(oldest, self.start + 1)}
-        self.pending: dict[int, list[Any]] = {}
-
-    def request(self, step: int) -> None:
-        """Asks for the rollouts of an update, as soon as the weights they are imagined with have a reference."""
-        version = max(0, step - self.staleness)
-        indices = range(step * self.per_step, (step + 1) * self.per_step)
-        self.pending[step] = [
-            self.workers[i % len(self.workers)].rollout.remote(i, self.versions[version]) for i in indices
-        ]
-
-    def advance(self, step: int) -> Any:
-        """Queues update number `step`; returns the reference of its metrics."""
-        for ahead in range(step, min(step + self.staleness, self.steps - 1) + 1):
-            if ahead not in self.pending:
-                self.request(ahead)
-        metrics, weights = self.trainer.step.options(num_returns=2).remote(step, *self.pending.pop(step))
-        self.versions[step + 1] = weights
-        self.versions.pop(step - self.staleness, None)
-        return metrics
-
-
-def improve_policy(run: Run, name: str = "policy") -> None:
-    """Runs stage 4, or one of its controls, to its end from wherever its last checkpoint is."""
-    variant, policy = VARIANTS[name], run.config.policy
-    loop = Loop(run, variant)
-    metrics = MetricsWriter(run)
-    metrics.truncate_after(variant.stage, loop.start)
-    progress = Progress(variant.stage, policy.steps, done=loop.start)
-    with Clock(run, variant.stage) as clock:
-        for step in range(loop.start, policy.steps):
-            row = result(loop.advance(step))
-            metrics.write(variant.stage, step, row)
-            progress.update(step + 1, row)
-            if (step + 1) % policy.save_every == 0 or step + 1 == policy.steps:
-                result(loop.trainer.save.remote())
-        usage = [result(actor.usage.remote()) for actor in loop.workers]
-        clock.add_cpu(sum(one["cpu_seconds"] for one in usage) + result(loop.trainer.cpu_seconds.remote()))
-    progress.close()
-    busy = sum(one["busy_seconds"] for one in usage)
-    frames = sum(one["frames"] for one in usage)
-    record = {"steps": policy.steps, "imagined_frames": frames, "frames_per_busy_second": frames / max(busy, 1e-9)}
-    run.finish(variant.stage, {**record, **clock.record()})

@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar, cast
 
 import ray
 from ray.actor import ActorClass, ActorProxy
-from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, RayTaskError
+from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 
 from dreamer4 import errors
 from dreamer4.errors import DreamerError, RunError
@@ -38,15 +38,19 @@ def worker(
         threads: of OpenMP, so of torch's operations.
         restarts: how often a lost actor is started again and asked again; for those without a state only.
     """
-    variables = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     options = {
         "num_cpus": cpus,
         "num_gpus": gpus,
         "max_restarts": restarts,
         "max_task_retries": restarts,
-        "runtime_env": {"env_vars": variables},
+        "runtime_env": environment(threads),
     }
     return Worker(_actor_class(cls), options, name or cls.__name__)
+
+
+def environment(threads: int) -> dict[str, Any]:
+    """The runtime environment of an actor whose torch may use so many threads."""
+    return {"env_vars": {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}}
 
 
 @cache
@@ -73,15 +77,35 @@ def result(reference: Any) -> Any:
     try:
         return ray.get(reference)
     except RayTaskError as error:
-        if isinstance(error.cause, DreamerError):
-            raise error.cause from None
+        if mistake := mistake_behind(error):
+            raise mistake from None
         raise
     except RayActorError as error:
-        if in_constructor := _from_constructor(error):
-            raise in_constructor from None
+        if mistake := mistake_behind(error):
+            raise mistake from None
         raise _lost(error) from error
     except (OutOfMemoryError, ObjectLostError) as error:
         raise RunError(f"Ray lost a part of the run, {_sentence(str(error))}: start the same command again") from error
+
+
+def mistake_behind(error: RayError) -> DreamerError | None:
+    """What one of our classes has raised in its actor, also in a constructor; None where Ray itself reports."""
+    if isinstance(error, RayTaskError):
+        return error.cause if isinstance(error.cause, DreamerError) else None
+    return _from_constructor(error) if isinstance(error, RayActorError) else None
+
+
+def objects_lost(error: RayError) -> bool:
+    """Whether arguments of a call were lost with the node that held them; the called actor is well then."""
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    return isinstance(cause, ObjectLostError)
+
+
+def cause_of(error: BaseException) -> str:
+    """One line for logs."""
+    if isinstance(error, RayTaskError):
+        error = error.cause
+    return f"{type(error).__name__}: {_sentence(str(error))}"
 
 
 def _from_constructor(error: RayActorError) -> DreamerError | None:

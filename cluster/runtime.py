@@ -38,7 +38,9 @@ def ray_session(config: RunConfig) -> Iterator[str]:
 def logical_cpus(config: RunConfig) -> int:
     """Room for the widest stage: our actors count one CPU each, whatever the machine has."""
     resources = config.resources
-    return max(1 + resources.workers, resources.collectors, config.evaluation.actors)
+    _, workers = resources.worker_bounds()
+    imagining = 2 + workers * resources.shards  # the learner, and a small part for the coordinator
+    return max(imagining, resources.collectors, config.evaluation.actors)
 
 
 @contextmanager
@@ -98,11 +100,11 @@ def _local(config: RunConfig, folder: Path) -> Iterator[str]:
 def _check_gpus(config: RunConfig, there: float) -> None:
     """Ray would wait for ever for a GPU that isn't there; on a cluster, an autoscaler may bring it."""
     resources = config.resources
-    wanted = resources.trainer_gpus + resources.workers * resources.worker_gpus
+    wanted = resources.trainer_gpus + resources.workers * resources.shards * resources.worker_gpus
     if wanted > there:
         raise RunError(
             f"the run asks for {wanted:g} GPUs and this machine has {there:g}: lower resources.trainer_gpus, "
-            "resources.worker_gpus or resources.workers"
+            "resources.worker_gpus, resources.shards or resources.workers"
         )
 
 

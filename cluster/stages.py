@@ -9,7 +9,7 @@ from actors.collector import Collector
 from actors.encoder import Encoder
 from cluster.clock import Clock
 from cluster.evaluation import BASELINES, evaluate_policy
-from cluster.imagination_loop import VARIANTS, improve_policy
+from cluster.improve import improve_policy
 from cluster.inspection import inspect
 from cluster.models import RunData, load_tokenizer
 from cluster.placement import result, worker
@@ -17,6 +17,7 @@ from cluster.pretrain import train_stage
 from cluster.report import write_report
 from cluster.run import Run
 from cluster.telemetry import Progress
+from cluster.variants import VARIANTS
 from dreamer4.data.latents import finish_latents, latents_fingerprint, latents_finished, write_latents
 from dreamer4.data.writer import ShardWriter, finished_shard, merge_shards
 from dreamer4.envs.registry import spec

@@ -79,8 +79,9 @@ def test_session_inside_of_a_session_uses_it(ray_up):
 @pytest.mark.parametrize(
     ("assignments", "cpus"),
     [
-        ([], 2),
-        (["resources.workers=7"], 8),
+        ([], 3),
+        (["resources.workers=7"], 9),
+        (["resources.workers=2", "resources.max_workers=4", "resources.shards=2"], 10),
         (["resources.collectors=5"], 5),
         (["evaluation.actors=6", "resources.workers=2"], 6),
     ],

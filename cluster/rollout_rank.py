@@ -1,0 +1,86 @@
+"""A rank of an imagination worker, in a process of its own: the whole world model, or a shard of it."""
+
+import time
+from pathlib import Path
+
+import ray
+
+from actors.imagination import ImaginationWorker
+from cluster.messages import Cost
+from cluster.models import RunData, choose_device, load_agent, load_policy
+from cluster.run import Run
+from cluster.variants import Variant
+from dreamer4.agent import Heads
+from dreamer4.dynamics import Dynamics
+from dreamer4.errors import RunError
+from dreamer4.types import Rollout, Weights
+from learners.process_group import init_shard, listen
+from learners.tensor_parallel import shard_dynamics
+
+ARRAYS = ("features_BTM", "act_out_BTA", "log_prob_BT", "reward_BT", "continue_BT", "task_B")
+
+
+def build_worker(run: Run, variant: Variant, dynamics: Dynamics, heads: Heads) -> ImaginationWorker:
+    """The plain worker around a world model, with its contexts and the cloned policy."""
+    imagination, batch = variant.imagination(run.config)
+    return ImaginationWorker(
+        dynamics,
+        heads,
+        load_policy(run, "bc"),
+        RunData(run).clips("contexts", latents=True, ends_alive=True),
+        run.config.shortcut,
+        imagination,
+        batch,
+        run.config.seed,
+        variant.shuffle_actions,
+    )
+
+
+class RolloutRank:
+    """What `cluster.worker_group.WorkerSpec` asks for, around an `ImaginationWorker`.
+
+    Every rank loads the models from the run's files by itself, and all of them imagine the same rollout; rank 0's is
+    the one that is used.
+    """
+
+    def __init__(self, path: str, variant: Variant, rank: int, shards: int):
+        self.run, self.variant, self.rank, self.shards = Run.attach(Path(path)), variant, rank, shards
+        self.told = 0.0
+        self.listener = None
+
+    def endpoint(self) -> tuple[str, int]:
+        """Where the other ranks meet this one: an address of its node and a port that it listens on from now on."""
+        address = ray.util.get_node_ip_address()
+        self.listener = listen(address)
+        return address, self.listener.getsockname()[1]
+
+    def load(self, endpoint: tuple[str, int] | None) -> None:
+        """Loads the models; with an endpoint, joins the other ranks there and keeps a shard of the world model."""
+        device = choose_device(self.run)
+        model = load_agent(self.run)
+        dynamics = model.dynamics
+        if endpoint is not None:
+            backend = "nccl" if device.type == "cuda" else "gloo"
+            mesh = init_shard(self.rank, self.shards, *endpoint, backend, self.listener)
+            dynamics = shard_dynamics(dynamics, mesh)
+        self.worker = build_worker(self.run, self.variant, dynamics, model.heads)
+
+    def rollout(self, index: int, version: int, weights: Weights) -> tuple[Cost, Rollout | None]:
+        """Rollout number `index`; raises `RunError` if the weights are not those of the version.
+
+        Ray may answer a reference that was lost by doing an update again, which a restarted learner answers with the
+        weights that it has.
+        """
+        if weights.version != version:
+            raise StaleWeightsError(f"rollout {index} needs weights {version} and got {weights.version}")
+        begin = time.monotonic()
+        rollout = self.worker.rollout(index, weights)
+        seconds, cpu = time.monotonic() - begin, time.process_time()
+        spent, self.told = cpu - self.told, cpu
+        size = sum(getattr(rollout, name).nbytes for name in ARRAYS)
+        cost = Cost(rollout.reward_BT.size, seconds, spent, size)
+        return cost, rollout if self.rank == 0 else None
+
+
+class StaleWeightsError(RunError):
+    """Weights of another version than asked for; the loop asks the learner for them again."""
