@@ -2,9 +2,11 @@
 
 import numpy as np
 import torch
+from torch.distributed.device_mesh import DeviceMesh
 
 from cluster.run import Run
 from dreamer4.agent import Heads
+from dreamer4.checkpoint import load_tensors
 from dreamer4.data.clips import ClipSampler
 from dreamer4.data.episodes import EpisodeDataset
 from dreamer4.data.latents import LatentDataset
@@ -15,6 +17,7 @@ from dreamer4.rng import seed_of
 from dreamer4.tokenizer import Tokenizer
 from learners.agent import AgentModel
 from learners.learner import load_weights
+from learners.tensor_parallel import load_sharded_dynamics
 
 
 def choose_device(run: Run) -> torch.device:
@@ -93,6 +96,20 @@ def load_agent(run: Run) -> AgentModel:
     model = AgentModel(new_dynamics(run), new_heads(run))
     load_weights(model, run.checkpoints("agent").load().weights, "agent")
     return model.to(choose_device(run))
+
+
+def load_agent_share(run: Run, mesh: DeviceMesh) -> AgentModel:
+    """As `load_agent`, but of the world model this rank's share only, read from the file without the rest.
+
+    Raises:
+        CheckpointError: the agent has not been trained in this run, or the file is damaged.
+        ConfigError: the ranks can't divide the world model.
+    """
+    file = run.checkpoints("agent").weights_file()
+    heads = new_heads(run)
+    load_weights(heads, load_tensors(file, "heads."), "agent")
+    dynamics = load_sharded_dynamics(run.config.dynamics, file, mesh, "dynamics.")
+    return AgentModel(dynamics, heads.to(mesh.device_type))
 
 
 def load_policy(run: Run, name: str) -> PolicyHead:

@@ -9,13 +9,14 @@ import re
 import secrets
 import shutil
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from dreamer4.errors import CheckpointError, RunError
@@ -45,14 +46,25 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
         _write_tensors(temporary, tensors, metadata)
 
 
-def load_tensors(path: Path) -> dict[str, Tensor]:
+def load_tensors(path: Path, prefix: str = "") -> dict[str, Tensor]:
     """CPU tensors by name, in memory of their own (the file may be removed afterwards).
+
+    Args:
+        prefix: only those whose names begin with it are read; it is taken off their names.
 
     Raises:
         CheckpointError: the file is missing, cut short, or not safetensors; the message names it.
     """
+    with readable(path), safe_open(path, "pt") as file:
+        names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
+        return {name.removeprefix(prefix): file.get_tensor(name).clone() for name in names}
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Raises a `CheckpointError` that names the file where it is missing, cut short, or not safetensors."""
     try:
-        return {name: tensor.clone() for name, tensor in load_file(path).items()}
+        yield
     except OSError as error:
         raise CheckpointError(f"can't read '{path}': {error.strerror or error}") from error
     except SafetensorError as error:
@@ -128,6 +140,17 @@ class Checkpoints:
             raise CheckpointError(f"checkpoint {step} can't be used: {error}") from error
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"'{folder / RECORD}' is not the record of a checkpoint: {error!r}") from error
+
+    def weights_file(self, step: int | None = None) -> Path:
+        """Where the weights of a step are, by default the latest, for who reads a part of them. Nothing is checked.
+
+        Raises:
+            CheckpointError: there is none.
+        """
+        step = self.latest() if step is None else step
+        if step is None:
+            raise CheckpointError(f"there is no checkpoint in '{self.folder}'")
+        return self._place(step) / NUMBERS[0]
 
     def _place(self, step: int) -> Path:
         """Where a step is; under the aside name if a writer was killed while it replaced a checkpoint."""

@@ -16,14 +16,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Shard
-from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
 
+from dreamer4.checkpoint import readable
 from dreamer4.dynamics import Dynamics, DynamicsConfig
-from dreamer4.errors import CheckpointError, ConfigError, RunError
+from dreamer4.errors import ConfigError, RunError
 from dreamer4.transformer import SpaceLayer, TimeLayer, TransformerConfig
 from learners.learner import check_shapes
 
@@ -97,6 +96,8 @@ def load_sharded_dynamics(
 ) -> Dynamics:
     """This rank's share of a world model on disk. Nothing else is read, nor does memory ever hold more.
 
+    So no checksum is compared, which would take reading the whole file.
+
     Args:
         weights: a safetensors file that all ranks can read.
         prefix: of the world model's names in the file, such as "dynamics." in the agent's checkpoints.
@@ -107,26 +108,20 @@ def load_sharded_dynamics(
         ConfigError: the ranks can't divide the heads or the hidden units.
     """
     check_shards(config, mesh.size())
-    rank, shards, device = mesh.get_local_rank(), mesh.size(), mesh.device_type
+    rank, shards = mesh.get_local_rank(), mesh.size()
     with torch.device("meta"):  # names and shapes, no numbers
         dynamics = Dynamics(config)
+    own = {name: parameter.shape for name, parameter in dynamics.named_parameters()}
     divided = tuple(f"{name}.weight" for name in cuts(dynamics.transformer.config))
-    names = [name for name, _ in dynamics.named_parameters()]
-    try:
-        with safe_open(weights, "pt") as file:
-            saved = [key.removeprefix(prefix) for key in file.keys() if key.startswith(prefix)]  # noqa: SIM118
-            shapes = {name: torch.Size(file.get_slice(prefix + name).get_shape()) for name in saved}
-            check_shapes({name: p.shape for name, p in dynamics.named_parameters()}, shapes, weights.name)
-            whole = {name: file.get_tensor(prefix + name) for name in names if not name.endswith(divided)}
-            dynamics.load_state_dict(whole, strict=False, assign=True)
-            _divide(dynamics, mesh, lambda name, cut: cut.share(file.get_slice(prefix + name), rank, shards))
-    except OSError as error:
-        raise CheckpointError(f"can't read '{weights}': {error.strerror or error}") from error
-    except SafetensorError as error:
-        raise CheckpointError(f"'{weights}' is cut short or not a safetensors file: {error}") from error
+    with readable(weights), safe_open(weights, "pt") as file:
+        saved = [key.removeprefix(prefix) for key in file.keys() if key.startswith(prefix)]  # noqa: SIM118
+        check_shapes(own, {n: torch.Size(file.get_slice(prefix + n).get_shape()) for n in saved}, weights.name)
+        whole = {name: file.get_tensor(prefix + name).clone() for name in own if not name.endswith(divided)}
+        dynamics.load_state_dict(whole, strict=False, assign=True)
+        _divide(dynamics, mesh, lambda name, cut: cut.share(file.get_slice(prefix + name), rank, shards))
     if compare:
         _compare_passes(dynamics, mesh)
-    return dynamics.to(device).eval()
+    return dynamics.to(mesh.device_type).eval()
 
 
 def _divide(dynamics: Dynamics, mesh: DeviceMesh, share: Callable[[str, Cut], Tensor]) -> None:
@@ -135,6 +130,10 @@ def _divide(dynamics: Dynamics, mesh: DeviceMesh, share: Callable[[str, Cut], Te
     The layers compute on plain tensors as before: only the weights of the divided linears are DTensors, so what enters
     caches and comes out is not.
     """
+    # A second of imports that only divided models need.
+    from torch.distributed.tensor import DTensor, Shard
+    from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
+
     transformer, shards = dynamics.transformer, mesh.size()
     dynamics.requires_grad_(False)
     for index, layer in enumerate(transformer.layers):

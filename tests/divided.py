@@ -63,10 +63,10 @@ def stream(mesh: DeviceMesh | None, dtype: torch.dtype = torch.float32) -> Resul
 
 
 def dream(mesh: DeviceMesh | None, dtype: torch.dtype = torch.float32) -> Result:
-    """Twelve imagined frames of sixteen rollouts, their actions sampled."""
+    """Six imagined frames of sixteen rollouts, beyond the window, their actions sampled."""
     dynamics = model(mesh, PAIR, dtype)
     heads = tiny_heads(dynamics).to(dtype)
-    config = ImaginationConfig(horizon=12, context=3)
+    config = ImaginationConfig(horizon=6, context=3)
     return vars(imagine(dynamics, heads, heads.policy, random_clip(16, 3), SHORTCUT, config, generator("dream")))
 
 
