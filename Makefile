@@ -18,11 +18,12 @@ CPU_INDEX := https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help venv install quickstart test ruff clean
+.PHONY: help venv install quickstart test test-cluster ruff clean
 
 help:
 	@echo "make quickstart   install, then run every stage and write the report into RUN (now $(RUN)); SMOKE=1 for a quick pass"
 	@echo "make test         install, then run the tests on WORKERS=$(WORKERS) processes; ARGS=\"...\" is handed to pytest"
+	@echo "make test-cluster install, then run the drills on clusters of several nodes, which \`make test\` leaves out (minutes)"
 	@echo "make ruff         install, then lint"
 	@echo "make install      install everything that users and developers need into VENV=$(VENV)"
 	@echo "make venv         create the virtual environment with PYTHON=$(PYTHON) and install TORCH=$(TORCH)"
@@ -72,6 +73,10 @@ quickstart: $(VENV)/.core
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --max-worker-restart 0 -ra $(ARGS)
 test: install
 	$(PYTEST)$(if $(STATUS),; echo $$? >"$(STATUS)")
+
+# One after the other: every drill starts a cluster of its own and some wait for its clocks.
+test-cluster: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 0 -m cluster -ra $(ARGS)
 
 ruff: install
 	$(BIN)/python -m ruff check .

@@ -12,6 +12,7 @@ import atexit
 import logging
 import os
 import secrets
+import signal
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,11 +25,13 @@ from typing import Literal, Self
 import ray
 from ray._raylet import Config  # pyright: ignore[reportAttributeAccessIssue]
 
+from cluster.local_provider import Autoscaling, autoscaling_config, head_environment
 from cluster.local_store import RedisStore, RocksStore, Store
 from cluster.processes import kill, launch
 from cluster.ray_start import RAY, STARTED, Machine, environment, free_ports, head_command, node_command
 from cluster.session import temporary_folder, write_token
 from dreamer4.errors import RunError
+from dreamer4.files import write_json
 
 STORES = {"redis": RedisStore, "rocksdb": RocksStore}
 
@@ -54,6 +57,7 @@ class LocalCluster:
 
     Args:
         store: where the head keeps its memory, so that `restart_head` finds it again; None: nowhere.
+        autoscaling: what Ray's autoscaler adds and takes away by itself, besides the nodes that are added here.
         dashboard: which takes jobs as well; without it the head is up sooner.
         paths: folders besides the repository that nodes and drivers import from.
         settings: further environment variables of nodes and drivers.
@@ -67,6 +71,7 @@ class LocalCluster:
         self,
         *,
         store: Literal["redis", "rocksdb"] | None = None,
+        autoscaling: Autoscaling | None = None,
         dashboard: bool = True,
         object_store_mb: int = 150,
         paths: Sequence[Path] = (),
@@ -74,6 +79,7 @@ class LocalCluster:
         start_timeout: float = 120,
     ):
         self.dashboard, self.object_store_mb, self.start_timeout = dashboard, object_store_mb, start_timeout
+        self.autoscaling = autoscaling
         self.head: LocalNode | None = None
         self.nodes: list[LocalNode] = []
         self.store: Store | None = None
@@ -140,15 +146,21 @@ class LocalCluster:
         """
         if self.head is not None:
             raise RunError("the head of the local cluster is up: kill_head() before another start_head()")
-        folder, env, more = self.folder / "head", {}, []
+        folder, node_id, env = self.folder / "head", secrets.token_hex(28), dict[str, str]()
         # A node that survived the former head makes `ray start --head` believe that this very head is up.
         (folder / "ray_current_cluster").unlink(missing_ok=True)
+        command = head_command(folder, *self._ports, self.object_store_mb)
         if self.store is not None:
-            env, more = self.store.env(), self.store.arguments()
+            env |= self.store.env()
+            command += self.store.arguments()
+        if self.autoscaling is not None:
+            file = self.folder / "autoscaling.json"
+            write_json(file, autoscaling_config(self.autoscaling, node_id, self.address, self.folder))
+            env |= head_environment(node_id)
+            command.append(f"--autoscaling-config={file}")
         if not self.dashboard:
-            more = [*more, "--include-dashboard=false"]
-        command = [*head_command(folder, *self._ports, self.object_store_mb), *more]
-        self.head = self._launch("head", command, env)
+            command.append("--include-dashboard=false")
+        self.head = self._launch("head", node_id, command, env)
         self.wait(self.head)
         return self.head
 
@@ -183,10 +195,14 @@ class LocalCluster:
         self._started += 1
         name = f"n{self._started}"
         machine = Machine(cpus, gpus, resources or {}, labels or {}, self.object_store_mb)
-        node = self._launch(name, node_command(self.folder / name, self.address, machine))
+        node = self._launch(name, secrets.token_hex(28), node_command(self.folder / name, self.address, machine), {})
         self.nodes.append(node)
-        if wait:
-            self.wait(node)
+        try:
+            if wait:
+                self.wait(node)
+        except RunError:
+            self.kill_node(node)
+            raise
         return node
 
     def wait(self, node: LocalNode) -> None:
@@ -206,6 +222,10 @@ class LocalCluster:
         """SIGKILL for a node and all that belongs to it, as if its machine had lost power."""
         kill([node.process])
         self.nodes.remove(node)
+
+    def kill_launched(self, node_id: str) -> None:
+        """The same for a node that the autoscaler launched; it will launch another one if that is needed."""
+        os.kill(int((self.folder / f"{node_id[:8]}.pid").read_text()), signal.SIGTERM)  # its guard kills all of it
 
     def drain_node(self, node: LocalNode, deadline: float) -> None:
         """The notice that a node will be taken away in `deadline` seconds, as spot machines get it.
@@ -235,11 +255,11 @@ class LocalCluster:
     ) -> None:
         self._closing.__exit__(kind, error, trace)
 
-    def _launch(self, name: str, command: Sequence[str], env: Mapping[str, str] | None = None) -> LocalNode:
+    def _launch(self, name: str, node_id: str, command: Sequence[str], env: Mapping[str, str]) -> LocalNode:
         """A node whose id we choose, so that it needn't be asked for."""
-        node_id, log = secrets.token_hex(28), self.folder / f"{name}.log"
+        log = self.folder / f"{name}.log"
         log.unlink(missing_ok=True)  # of a former head
-        whole = {**self._env, **(env or {}), "RAY_OVERRIDE_NODE_ID_FOR_TESTING": node_id}
+        whole = {**self._env, **env, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": node_id}
         return LocalNode(name, node_id, launch(command, whole, log), log)
 
     def _kill_all(self) -> None:
