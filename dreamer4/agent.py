@@ -48,24 +48,39 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, values, 0.0).sum() / mask.sum().clamp_min(1)
 
 
+def head_targets(config: HeadsConfig, clip: Clip, cloned_B: Tensor | None = None) -> dict[str, tuple[Tensor, Tensor]]:
+    """What the heads are to predict, by loss term: targets `[B, T, offsets, ...]`, and bool `[B, T, offsets]` where.
+
+    Args:
+        cloned_B: rows whose actions are imitated (the relevant half of the mixture); None = all.
+    """
+    offsets = config.offsets
+    actions, mask = mtp_targets(clip.act_out_BTA, clip.act_out_known_BT, clip.segment_BT, offsets)
+    if cloned_B is not None:
+        mask = mask & cloned_B[:, None, None]
+    rewards = mtp_targets(clip.reward_BT, clip.reward_known_BT, clip.segment_BT, offsets)
+    targets = {"policy": (actions, mask), "reward": rewards}
+    if config.continues:
+        known = torch.ones_like(clip.reward_known_BT)
+        targets["continue"] = mtp_targets(clip.continue_BT, known, clip.segment_BT, offsets)
+    return targets
+
+
 def head_losses(heads: Heads, features_BTM: Tensor, clip: Clip, cloned_B: Tensor | None = None) -> dict[str, Tensor]:
     """Equation 9: behaviour cloning, reward and continue terms, mean over the frames that have a target.
 
     Args:
         cloned_B: rows whose actions are imitated (the relevant half of the mixture); None = all.
     """
-    offsets = heads.config.offsets
-    actions, action_mask = mtp_targets(clip.act_out_BTA, clip.act_out_known_BT, clip.segment_BT, offsets)
-    if cloned_B is not None:
-        action_mask = action_mask & cloned_B[:, None, None]
-    rewards, reward_mask = mtp_targets(clip.reward_BT, clip.reward_known_BT, clip.segment_BT, offsets)
+    targets = head_targets(heads.config, clip, cloned_B)
+    actions, action_mask = targets["policy"]
+    rewards, reward_mask = targets["reward"]
     losses = {
         "policy": masked_mean(-heads.policy(features_BTM).log_prob(actions), action_mask),
         "reward": masked_mean(heads.reward.loss(features_BTM, rewards), reward_mask),
     }
     if heads.continues is not None:
-        known = torch.ones_like(clip.reward_known_BT)
-        continues, mask = mtp_targets(clip.continue_BT, known, clip.segment_BT, offsets)
+        continues, mask = targets["continue"]
         logits = heads.continues(features_BTM).float()
         errors = F.binary_cross_entropy_with_logits(logits, continues, reduction="none")
         losses["continue"] = masked_mean(errors, mask)

@@ -11,12 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dreamer4.agent import Heads, head_losses, masked_mean
+from dreamer4.agent import Heads, head_losses, head_targets, masked_mean
 from dreamer4.data.clips import ClipSampler
 from dreamer4.dynamics import Dynamics
 from dreamer4.errors import ConfigError
 from dreamer4.heads import PolicyHead, mtp_targets
-from dreamer4.imagination import noise_like
 from dreamer4.normalise import RmsNormaliser
 from dreamer4.rng import generator
 from dreamer4.shortcut import Levels, ShortcutConfig, corrupt, shortcut_error
@@ -24,6 +23,8 @@ from dreamer4.types import Clip
 from learners.dynamics import noised, separate_images, targets
 from learners.learner import Learner
 from learners.optim import OptimConfig
+from learners.parallel import Unit
+from learners.parts import WHOLE, Part, Rows
 
 
 @dataclass(frozen=True)
@@ -77,24 +78,53 @@ class AgentLearner(Learner):
         self.shortcut = replace(shortcut, context_share=training.context_share)
         self.relevant_E = relevant_E
 
-    def losses(self, index: int) -> dict[str, Tensor]:
-        noise = generator(self.seed, self.stage, index)
+    def losses(self, index: int, part: Part = WHOLE) -> dict[str, Tensor]:
+        noise, rows = generator(self.seed, self.stage, index), part.rows(self.training.batch)
         device = self.dynamics.latent_in.weight.device
+        clip, *kinds = self.draw(index, noise, rows)
+        cloned_B, modelled_B = (kind if kind is None else kind.to(device) for kind in kinds)
+        losses = self.clip_losses(clip.to(device), noise, cloned_B, modelled_B, rows)
+        if rows.whole:
+            return losses
+        own = self.counts(clip, *kinds)
+        everybody = Rows(rows.batch)
+        whole = self.counts(*self.draw(index, generator(self.seed, self.stage, index), everybody, contents=False))
+        return {name: loss * (own[name] / max(1, whole[name])) for name, loss in losses.items()}
+
+    def draw(
+        self, index: int, noise: torch.Generator, rows: Rows, contents: bool = True
+    ) -> tuple[Clip, Tensor | None, Tensor | None]:
+        """Rows of batch number `index`, on the CPU; which of them teach behaviour, and which the video (None = all).
+
+        The halves of a mixture are shuffled, so that the first rows, which `bootstrap_rows` may single out, are of both
+        kinds.
+        """
         batch, length = self.training.batch, self.training.length
         if self.training.relevant == "all":
-            clip, cloned_B, modelled_B = self.clips.batch(index, batch, length), None, None
+            clip, cloned_B, modelled_B = self.clips.batch(index, batch, length, rows.index, contents), None, None
         else:
-            clip, relevant_B = shuffled(*self.clips.mixture(index, batch, length, self.relevant_E), noise)
-            cloned_B, modelled_B = relevant_B.to(device), ~relevant_B.to(device)
-        clip = separate_images(clip, self.training.image_share, noise).to(device)
-        return self.clip_losses(clip, noise, cloned_B, modelled_B)
+            order = rows.of(torch.randperm(batch, generator=noise)).numpy()
+            clip, cloned_B = self.clips.mixture(index, batch, length, self.relevant_E, order, contents)
+            modelled_B = ~cloned_B
+        return separate_images(clip, self.training.image_share, noise, rows), cloned_B, modelled_B
+
+    def counts(self, clip: Clip, cloned_B: Tensor | None, modelled_B: Tensor | None) -> dict[str, int]:
+        """How many places each term is the mean over."""
+        modelled = clip.batch if modelled_B is None else int(modelled_B.sum())
+        targets = head_targets(self.heads.config, clip, cloned_B)
+        return {"shortcut": modelled * clip.length, **{name: int(mask.sum()) for name, (_, mask) in targets.items()}}
 
     def clip_losses(
-        self, clip: Clip, noise: torch.Generator, cloned_B: Tensor | None, modelled_B: Tensor | None
+        self,
+        clip: Clip,
+        noise: torch.Generator,
+        cloned_B: Tensor | None,
+        modelled_B: Tensor | None,
+        rows: Rows | None = None,
     ) -> dict[str, Tensor]:
         """All terms of one pass: behaviour of the rows `cloned_B`, video of the rows `modelled_B`, rewards of all."""
-        z, levels = noised(clip, self.shortcut, noise)
-        target = targets(self.dynamics, clip, z, levels, self.shortcut)
+        z, levels = noised(clip, self.shortcut, noise, rows)
+        target = targets(self.dynamics, clip, z, levels, self.shortcut, rows)
         output = self.dynamics(
             z,
             levels.tau_idx,
@@ -112,12 +142,9 @@ class AgentLearner(Learner):
         heads = head_losses(self.heads, output.features_BTM.float(), clip, cloned_B)
         return {"shortcut": masked_mean(error_BT, modelled_BT), **heads}
 
-
-def shuffled(clip: Clip, relevant_B: Tensor, noise: torch.Generator) -> tuple[Clip, Tensor]:
-    """Mixes the two halves of a mixture: the first rows, which `bootstrap_rows` may single out, are of both kinds."""
-    order = torch.randperm(clip.batch, generator=noise)
-    rows = {name: value[order] for name, value in vars(clip).items() if isinstance(value, Tensor)}
-    return replace(clip, **rows), relevant_B[order]
+    def units(self) -> list[Unit]:
+        heads = [self.heads.policy, self.heads.reward, self.heads.continues]
+        return [Unit(self.dynamics), *(Unit(head.mlp) for head in heads if head is not None)]
 
 
 class FilteredBCLearner(Learner):
@@ -143,21 +170,41 @@ class FilteredBCLearner(Learner):
         self.dynamics, self.policy, self.training, self.shortcut = dynamics, policy, training, shortcut
         self.clips, self.seed = clips, seed
 
-    def losses(self, index: int) -> dict[str, Tensor]:
-        device = self.dynamics.latent_in.weight.device
-        clip = self.clips.batch(index, self.training.batch, self.training.length).to(device)
-        features_BTM = context_features(self.dynamics, clip, self.shortcut, generator(self.seed, self.stage, index))
-        actions, mask = mtp_targets(clip.act_out_BTA, clip.act_out_known_BT, clip.segment_BT, self.policy.offsets)
-        return {"policy": masked_mean(-self.policy(features_BTM).log_prob(actions), mask)}
+    def losses(self, index: int, part: Part = WHOLE) -> dict[str, Tensor]:
+        batch, length = self.training.batch, self.training.length
+        device, rows = self.dynamics.latent_in.weight.device, part.rows(batch)
+        clip = self.clips.batch(index, batch, length, rows.index).to(device)
+        noise = generator(self.seed, self.stage, index)
+        features_BTM = context_features(self.dynamics, clip, self.shortcut, noise, rows)
+        actions, mask = self.targets(clip)
+        loss = masked_mean(-self.policy(features_BTM).log_prob(actions), mask)
+        if rows.whole:
+            return {"policy": loss}
+        _, everywhere = self.targets(self.clips.batch(index, batch, length, contents=False))
+        return {"policy": loss * (int(mask.sum()) / max(1, int(everywhere.sum())))}
+
+    def targets(self, clip: Clip) -> tuple[Tensor, Tensor]:
+        """Actions `[B, T, offsets, A]`, and bool `[B, T, offsets]` where they are known."""
+        return mtp_targets(clip.act_out_BTA, clip.act_out_known_BT, clip.segment_BT, self.policy.offsets)
+
+    def units(self) -> list[Unit]:
+        return [Unit(self.dynamics), Unit(self.policy.mlp)]
 
 
 @torch.no_grad()
-def context_features(dynamics: Dynamics, clip: Clip, shortcut: ShortcutConfig, noise: torch.Generator) -> Tensor:
-    """Agent features `[B, T, M]` of a clip of latents as the acting agent sees it."""
+def context_features(
+    dynamics: Dynamics, clip: Clip, shortcut: ShortcutConfig, noise: torch.Generator, rows: Rows | None = None
+) -> Tensor:
+    """Agent features `[B, T, M]` of a clip of latents as the acting agent sees it.
+
+    Args:
+        rows: which rows of the batch the clip has; None = all.
+    """
     assert clip.latents_BTSD is not None
     level_BT = torch.full_like(clip.task_BT, shortcut.context_idx)
     levels = Levels(level_BT, torch.full_like(level_BT, shortcut.finest), shortcut.k_max)
-    noised_BTSD = corrupt(clip.latents_BTSD, noise_like(clip.latents_BTSD, noise), levels.tau)
+    gaussian = (rows or Rows(clip.batch)).normal(clip.latents_BTSD.shape[1:], noise)
+    noised_BTSD = corrupt(clip.latents_BTSD, gaussian.to(clip.latents_BTSD.device), levels.tau)
     features = dynamics(
         noised_BTSD,
         levels.tau_idx,

@@ -22,6 +22,7 @@ from dreamer4.shortcut import (
 from dreamer4.types import Clip
 from learners.learner import Learner
 from learners.optim import OptimConfig
+from learners.parts import WHOLE, Part, Rows
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,15 @@ class DynamicsTraining:
         return (self.long_batch, self.long_length) if long else (self.batch, self.length)
 
 
-def separate_images(clip: Clip, share: float, noise: torch.Generator) -> Clip:
-    """Makes separate images of a share of the rows: no frame sees another, and actions are missing (section 5.3)."""
-    image_B1 = (torch.rand((clip.batch, 1), generator=noise, device=noise.device) < share).to(clip.segment_BT.device)
+def separate_images(clip: Clip, share: float, noise: torch.Generator, rows: Rows | None = None) -> Clip:
+    """Makes separate images of a share of the rows: no frame sees another, and actions are missing (section 5.3).
+
+    Args:
+        rows: which rows of the batch the clip has, as in the functions below; None = all.
+    """
+    rows = rows or Rows(clip.batch)
+    draw_B1 = rows.of(torch.rand((rows.batch, 1), generator=noise, device=noise.device))
+    image_B1 = (draw_B1 < share).to(clip.segment_BT.device)
     own_T = torch.arange(clip.length, device=clip.segment_BT.device)
     return replace(
         clip,
@@ -61,30 +68,41 @@ def separate_images(clip: Clip, share: float, noise: torch.Generator) -> Clip:
     )
 
 
-def noised(clip: Clip, shortcut: ShortcutConfig, noise: torch.Generator) -> tuple[Tensor, Levels]:
+def noised(
+    clip: Clip, shortcut: ShortcutConfig, noise: torch.Generator, rows: Rows | None = None
+) -> tuple[Tensor, Levels]:
     """Corrupted latents `[B, T, S, D]` and their levels."""
     assert clip.latents_BTSD is not None
-    device = clip.latents_BTSD.device
-    drawn = sample_levels(shortcut, clip.batch, clip.length, noise)
-    levels = Levels(drawn.tau_idx.to(device), drawn.step_idx.to(device), drawn.k_max)
-    gaussian = torch.randn(clip.latents_BTSD.shape, generator=noise, device=noise.device).to(device)
+    rows, device = rows or Rows(clip.batch), clip.latents_BTSD.device
+    drawn = sample_levels(shortcut, rows.batch, clip.length, noise)
+    levels = Levels(rows.of(drawn.tau_idx).to(device), rows.of(drawn.step_idx).to(device), drawn.k_max)
+    gaussian = rows.normal(clip.latents_BTSD.shape[1:], noise).to(device)
     return corrupt(clip.latents_BTSD, gaussian, levels.tau), levels
 
 
-def targets(dynamics: Dynamics, clip: Clip, noised_BTSD: Tensor, levels: Levels, shortcut: ShortcutConfig) -> Tensor:
+def targets(
+    dynamics: Dynamics,
+    clip: Clip,
+    noised_BTSD: Tensor,
+    levels: Levels,
+    shortcut: ShortcutConfig,
+    rows: Rows | None = None,
+) -> Tensor:
     """Clean latents, or the teacher's where the step is larger than the finest; the teacher is the model itself."""
     assert clip.latents_BTSD is not None
-    rows = bootstrapped_rows(shortcut, clip.batch)
-    if rows.stop == 0:
+    rows = rows or Rows(clip.batch)
+    # All parts ask the teacher for equally many rows, because the ranks of a sharded model can only pass together.
+    asked = slice(rows.leading(bootstrapped_rows(shortcut, rows.batch).stop))
+    if asked.stop == 0:
         return clip.latents_BTSD
 
     def teacher(z: Tensor, tau_idx: Tensor, step_idx: Tensor) -> Tensor:
-        actions, known, segments = clip.act_in_BTA[rows], clip.act_in_known_BT[rows], clip.segment_BT[rows]
+        actions, known, segments = clip.act_in_BTA[asked], clip.act_in_known_BT[asked], clip.segment_BT[asked]
         return dynamics(z, tau_idx, step_idx, actions, known, segments).clean_BTSD
 
-    some = Levels(levels.tau_idx[rows], levels.step_idx[rows], levels.k_max)
-    bootstrap = shortcut_targets(teacher, clip.latents_BTSD[rows], noised_BTSD[rows], some)
-    return torch.cat([bootstrap, clip.latents_BTSD[rows.stop :]])
+    some = Levels(levels.tau_idx[asked], levels.step_idx[asked], levels.k_max)
+    bootstrap = shortcut_targets(teacher, clip.latents_BTSD[asked], noised_BTSD[asked], some)
+    return torch.cat([bootstrap, clip.latents_BTSD[asked.stop :]])
 
 
 class DynamicsLearner(Learner):
@@ -96,15 +114,18 @@ class DynamicsLearner(Learner):
         super().__init__(dynamics, RmsNormaliser(["shortcut"]), training.optim, training.steps)
         self.dynamics, self.training, self.shortcut, self.clips, self.seed = dynamics, training, shortcut, clips, seed
 
-    def losses(self, index: int) -> dict[str, Tensor]:
+    def losses(self, index: int, part: Part = WHOLE) -> dict[str, Tensor]:
         noise = generator(self.seed, self.stage, index)
-        clip = self.clips.batch(index, *self.training.batch_shape(self.seed, index))
-        clip = separate_images(clip, self.training.image_share, noise).to(self.dynamics.latent_in.weight.device)
-        return {"shortcut": self.shortcut_loss(clip, noise)}
+        batch, length = self.training.batch_shape(self.seed, index)
+        rows = part.rows(batch)
+        clip = self.clips.batch(index, batch, length, rows.index)
+        clip = separate_images(clip, self.training.image_share, noise, rows)
+        loss = self.shortcut_loss(clip.to(self.dynamics.latent_in.weight.device), noise, rows)
+        return {"shortcut": loss if rows.whole else loss * rows.share}
 
-    def shortcut_loss(self, clip: Clip, noise: torch.Generator) -> Tensor:
-        z, levels = noised(clip, self.shortcut, noise)
-        target = targets(self.dynamics, clip, z, levels, self.shortcut)  # before the student: no graph is kept
+    def shortcut_loss(self, clip: Clip, noise: torch.Generator, rows: Rows | None = None) -> Tensor:
+        z, levels = noised(clip, self.shortcut, noise, rows)
+        target = targets(self.dynamics, clip, z, levels, self.shortcut, rows)  # before the student: no graph is kept
         output = self.dynamics(
             z, levels.tau_idx, levels.step_idx, clip.act_in_BTA, clip.act_in_known_BT, clip.segment_BT
         )

@@ -1,7 +1,7 @@
 """AdamW with warm-up, decay of matrices only, and clipping of the gradient's norm."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -53,11 +53,20 @@ class Optimizer:
         self.parameters = parameters
         self.adamw = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=fused or None)
 
+    def zero(self) -> None:
+        """Forgets the gradients at hand."""
+        self.adamw.zero_grad(set_to_none=True)
+
+    def clip(self) -> Tensor:
+        """Clips the gradients at hand; returns their norm before that."""
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
+        return getattr(norm, "full_tensor", lambda: norm)()  # of sharded gradients, the norm of all shards
+
     def gradients(self, loss: Tensor) -> Tensor:
         """Backward pass; returns the gradient's norm before clipping."""
-        self.adamw.zero_grad(set_to_none=True)
+        self.zero()
         loss.backward()
-        return nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
+        return self.clip()
 
     def apply(self, index: int) -> float:
         """Update number `index` with the gradients at hand; returns the learning rate."""
@@ -70,8 +79,15 @@ class Optimizer:
     def state(self) -> dict:
         return self.adamw.state_dict()["state"]
 
-    def restore(self, state: dict) -> None:
-        self.adamw.load_state_dict({**self.adamw.state_dict(), "state": state})
+    def restore(self, state: dict, own: Callable[[Tensor, Tensor], Tensor] = lambda full, like: full) -> None:
+        """Goes on from a state.
+
+        Args:
+            own: what this process keeps of a whole tensor; its second argument is the parameter that it belongs to.
+        """
+        parameters = [p for group in self.adamw.param_groups for p in group["params"]]
+        shares = {i: {name: own(full, parameters[i]) for name, full in one.items()} for i, one in state.items()}
+        self.adamw.load_state_dict({**self.adamw.state_dict(), "state": shares})
 
 
 def check_finite(stage: str, index: int, values: dict[str, float], rate: str | None = None) -> None:

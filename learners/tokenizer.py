@@ -13,6 +13,8 @@ from dreamer4.rng import generator
 from dreamer4.tokenizer import Tokenizer
 from learners.learner import Learner
 from learners.optim import OptimConfig
+from learners.parallel import Unit
+from learners.parts import WHOLE, Part
 
 
 @dataclass(frozen=True)
@@ -45,13 +47,23 @@ class TokenizerLearner(Learner):
         super().__init__(tokenizer, RmsNormaliser(names), training.optim, training.steps)
         self.tokenizer, self.training, self.clips, self.seed = tokenizer, training, clips, seed
 
-    def losses(self, index: int) -> dict[str, Tensor]:
-        device = self.tokenizer.pixel_mean.device
-        clip = self.clips.batch(index, self.training.batch, self.training.length).to(device)
+    def losses(self, index: int, part: Part = WHOLE) -> dict[str, Tensor]:
+        batch, length = self.training.batch, self.training.length
+        device, rows = self.tokenizer.pixel_mean.device, part.rows(batch)
+        clip = self.clips.batch(index, batch, length, rows.index).to(device)
         assert clip.video_BTHWC is not None
-        noise = generator(self.seed, self.stage, index)
-        masked = self.tokenizer.sample_mask(clip.batch, clip.length, noise).to(device)
-        return self.tokenizer.losses(clip.video_BTHWC, clip.segment_BT, masked, self.perceptual)
+        masked_BTP = self.tokenizer.sample_mask(batch, length, generator(self.seed, self.stage, index))
+        own_BTP = rows.of(masked_BTP)
+        losses = self.tokenizer.losses(clip.video_BTHWC, clip.segment_BT, own_BTP.to(device), self.perceptual)
+        if rows.whole:
+            return losses
+        shares = dict.fromkeys(losses, rows.share)
+        if self.tokenizer.config.masked_loss_only:
+            shares["mse"] = int(own_BTP.sum()) / max(1, int(masked_BTP.sum()))
+        return {name: loss * shares[name] for name, loss in losses.items()}
+
+    def units(self) -> list[Unit]:
+        return [Unit(self.tokenizer, ("losses", "encode", "decode"))]
 
     def weight(self, name: str) -> float:
         return self.tokenizer.config.lpips_weight if name == "lpips" else 1.0

@@ -16,6 +16,8 @@ from dreamer4.errors import DataError
 from dreamer4.rng import numpy_generator
 from dreamer4.types import Clip
 
+ALL = slice(None)
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -76,22 +78,38 @@ class ClipSampler:
         self.axis, self.ends_alive = Axis.of(dataset, self.episodes), ends_alive
         self._relevant: tuple[bytes, Axis] | None = None
 
-    def batch(self, step: int, batch: int, length: int) -> Clip:
-        """Batch number `step`: `batch` windows of `length` frames.
+    def batch(self, step: int, batch: int, length: int, rows: slice | np.ndarray = ALL, contents: bool = True) -> Clip:
+        """Batch number `step`: `batch` windows of `length` frames, or some rows of it.
+
+        Args:
+            rows: those to read; nothing is read from the disk for the others.
+            contents: see `clip`.
 
         Raises:
             DataError: the chosen episodes have fewer frames than one window.
         """
         random = numpy_generator(self.seed, "clips", self.name, step)
-        return self.clip(self.axis.frame_F[self._windows(self.axis, random, batch, length)])
+        return self.clip(self.axis.frame_F[self._windows(self.axis, random, batch, length)[rows]], contents)
 
-    def mixture(self, step: int, batch: int, length: int, relevant_E: np.ndarray) -> tuple[Clip, torch.Tensor]:
+    def mixture(
+        self,
+        step: int,
+        batch: int,
+        length: int,
+        relevant_E: np.ndarray,
+        rows: slice | np.ndarray = ALL,
+        contents: bool = True,
+    ) -> tuple[Clip, torch.Tensor]:
         """Half uniform windows, half windows of relevant episodes only (paper, section 3.3).
 
         Of an odd number of rows the odd one is uniform at even steps and relevant at odd steps.
 
+        Args:
+            rows: those to read, in this order; nothing is read from the disk for the others.
+            contents: see `clip`.
+
         Returns:
-            The clip and bool `[B]`, true for the rows of the relevant half, which come last.
+            The clip and bool `[B]`, true for the rows of the relevant half, which come last in the whole batch.
 
         Raises:
             DataError: no chosen episode is relevant, or there are fewer frames than one window.
@@ -107,7 +125,8 @@ class ClipSampler:
         half = (batch + step % 2) // 2
         uniform = self.axis.frame_F[self._windows(self.axis, random, batch - half, length)]
         chosen = axis.frame_F[self._windows(axis, random, half, length)]
-        return self.clip(np.concatenate([uniform, chosen])), torch.arange(batch) >= batch - half
+        relevant_B = torch.arange(batch) >= batch - half
+        return self.clip(np.concatenate([uniform, chosen])[rows], contents), relevant_B[rows]
 
     def _windows(self, axis: Axis, random: np.random.Generator, batch: int, length: int) -> np.ndarray:
         if len(axis) < length:
@@ -121,8 +140,12 @@ class ClipSampler:
             last = alive[random.integers(len(alive), size=batch)]
         return (last[:, None] - np.arange(length)[::-1]) % len(axis)
 
-    def clip(self, frame_BT: np.ndarray) -> Clip:
-        """The clip of frames at any positions of the dataset; a first frame starts a segment."""
+    def clip(self, frame_BT: np.ndarray, contents: bool = True) -> Clip:
+        """The clip of frames at any positions of the dataset; a first frame starts a segment.
+
+        Args:
+            contents: with frames or latents; without them a clip is cheap, whatever its size.
+        """
         data = self.dataset
         first = data.first_F[frame_BT]
         before = np.where(first, frame_BT, frame_BT - 1)  # the frame at which act_in was chosen
@@ -130,7 +153,9 @@ class ClipSampler:
         # An episode that begins at the row's first frame starts no new segment: counting is from 0.
         segment = np.cumsum(first, axis=1) - first[:, :1]
         video = latents = None
-        if self.latents is None:
+        if not contents:
+            pass
+        elif self.latents is None:
             video = torch.from_numpy(data.frames.take(frame_BT))
         else:
             latents = torch.from_numpy(self.latents.take(frame_BT))

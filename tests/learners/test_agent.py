@@ -169,12 +169,12 @@ def test_the_relevant_half_of_a_mixture_is_cloned_and_the_other_modelled(make, m
     monkeypatch.setattr(learner.clips, "mixture", lambda *a: given.append(mixture(*a)) or given[-1])
     for index in range(10):
         learner.losses(index)
-    for (drawn, relevant), (clip, cloned, modelled) in zip(given, seen, strict=True):
+    for (drawn, relevant), (clip, cloned, modelled, _) in zip(given, seen, strict=True):
         assert int(relevant.sum()) == 3 and torch.equal(cloned, ~modelled)
         for chosen, expected in ((cloned, relevant), (modelled, ~relevant)):
             assert sorted(clip.latents_BTSD[chosen, 0, 0, 0]) == sorted(drawn.latents_BTSD[expected, 0, 0, 0])
             assert sorted(clip.reward_BT[chosen].sum(1)) == sorted(drawn.reward_BT[expected].sum(1))
-    first = torch.stack([modelled[:3] for _, _, modelled in seen])
+    first = torch.stack([modelled[:3] for _, _, modelled, _ in seen])
     assert first.any() and not first.all(), "the rows that bootstrap_rows singles out are of both kinds"
 
 

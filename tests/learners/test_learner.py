@@ -8,6 +8,7 @@ from dreamer4.normalise import RmsNormaliser
 from dreamer4.rng import generator
 from learners.learner import Learner, load_weights
 from learners.optim import OptimConfig
+from learners.parts import WHOLE, Part
 
 
 class Regression(Learner):
@@ -25,7 +26,8 @@ class Regression(Learner):
     def weight(self, name: str) -> float:
         return self.share if name == "size" else 1.0
 
-    def losses(self, index: int) -> dict[str, Tensor]:
+    def losses(self, index: int, part: Part = WHOLE) -> dict[str, Tensor]:
+        assert part.whole
         x = torch.randn((8, 3), generator=generator(self.stage, index))
         fit = (self.module(x)[:, 0] - x.sum(1) - 1).square().mean()
         if index >= self.bad_step and self.bad == "loss":
@@ -90,7 +92,7 @@ def test_terms_are_weighted_after_normalisation():
     """A term of weight 0 has no gradient, whatever its size."""
     with_size, without = Regression(share=1.0), Regression(share=0.0)
     alone = Regression()
-    alone.losses = lambda index: {"fit": Regression.losses(alone, index)["fit"]}
+    alone.losses = lambda index, part: {"fit": Regression.losses(alone, index)["fit"]}
     for learner in (with_size, without, alone):
         learner.step(0)
     assert torch.equal(without.module.weight, alone.module.weight)
@@ -100,7 +102,7 @@ def test_terms_are_weighted_after_normalisation():
 def test_the_scale_of_a_term_does_not_matter():
     """Invariant 36: a term times 1000 gives the same update."""
     plain, large = Regression(), Regression()
-    large.losses = lambda index: {k: 1024 * v for k, v in Regression.losses(large, index).items()}
+    large.losses = lambda index, part: {k: 1024 * v for k, v in Regression.losses(large, index).items()}
     for index in range(4):
         plain.step(index), large.step(index)
     assert torch.allclose(plain.module.weight, large.module.weight, rtol=1e-6)
