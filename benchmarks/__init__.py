@@ -1,0 +1,1 @@
+"""Measurements and drills that are run by hand; see benchmarks/README.md."""
