@@ -54,10 +54,8 @@ def chaos(cluster: LocalCluster, run: Path, order: list[str], steps: int, seed: 
             drill.wait(lambda target=target: drill.applied() >= target)
             kills.append(drill.kill(kind, steps))
             last = kills[-1]
-            print(
-                f"{number + 1:3} {kind:12} at update {last.updates:4}: on after {last.seconds:5.1f} s, {last.redone} redone",
-                flush=True,
-            )
+            when = f"{number + 1:3} {kind:12} at update {last.updates:4}"
+            print(f"{when}: on after {last.seconds:5.1f} s, {last.redone} redone", flush=True)
         drill.finish()
     finally:
         drill.close()
