@@ -83,7 +83,7 @@ def main() -> int:
         with LocalCluster(store="redis", dashboard=False) as cluster:
             for _ in range(3):
                 cluster.add_node(CPUS)
-            Drill(cluster, copy_of(prepared, undisturbed)).finish(options.limit)
+            Drill(cluster, copy_of(prepared, undisturbed), ["resources.workers=3"]).finish(options.limit)
             begin = time.monotonic()
             order = kinds(options.kills, options.seed)
             kills = chaos(cluster, copy_of(prepared, disturbed), order, steps, options.seed, options.limit)

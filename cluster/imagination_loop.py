@@ -21,6 +21,7 @@ from ray.exceptions import RayError
 from cluster.autoscale import Autoscaler
 from cluster.ledger import Ledger
 from cluster.messages import Request
+from cluster.nodes import living_nodes
 from cluster.placement import cause_of, mistake_behind, objects_lost
 from cluster.pool import Arrived, Lost, Pool
 from cluster.schedule import Plan, Schedule
@@ -220,5 +221,6 @@ class ImaginationLoop:
                 "rollouts_accepted": len(self.schedule.arrived),
                 "oldest_request_s": now - min(queue) if queue else 0.0,
                 "weights_version": self.schedule.updates,
+                "nodes": living_nodes(),
             }
         )

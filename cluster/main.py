@@ -94,6 +94,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     verb.add_argument("--json", type=Path, metavar="FILE", help="write everything known of them there as well")
 
+    verb = add("bench", bench, "measure this machine", settings=False)
+    verb.add_argument("what", choices=["loop"], help="loop: what stage 4 costs beside imagining and learning")
+    verb.add_argument("--minutes", type=float, default=0.0, metavar="M", help="of a long run that must not spill")
+    verb.add_argument("--most-workers", type=int, default=64, metavar="N", help="stand-ins up to so many, by default 64")
+    verb.add_argument("--json", type=Path, metavar="FILE", help="write the result there as well")
+
     verb = add("presets", presets, "list the presets, or print one with all its keys", settings=False)
     verb.add_argument("name", nargs="?", metavar="NAME")
     return parser
@@ -226,6 +232,12 @@ def runs(options: argparse.Namespace) -> None:
     print(table(found))
     if options.json is not None:
         write_json(options.json, found)
+
+
+def bench(options: argparse.Namespace) -> None:
+    from cluster.bench import main as bench_main
+
+    bench_main(options.what, options.minutes, options.most_workers, options.json)
 
 
 def presets(options: argparse.Namespace) -> None:

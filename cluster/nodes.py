@@ -1,5 +1,6 @@
-"""What the connected Ray says about its nodes beyond what its public interface does."""
+"""What the connected Ray says about its nodes."""
 
+import ray
 from ray._private.state import state
 
 
@@ -10,3 +11,8 @@ def draining_nodes() -> set[str]:
     from `ray drain-node`, from a cloud's spot notice, from the autoscaler, and from SIGTERM on `ray start --block`.
     """
     return set(state.get_draining_nodes())
+
+
+def living_nodes() -> int:
+    """How many nodes the cluster has, the head included."""
+    return sum(node["Alive"] for node in ray.nodes())

@@ -36,6 +36,7 @@ GAUGES = {
     "rollouts_accepted": "rollouts that wait for the learner",
     "oldest_request_s": "age in seconds of the oldest rollout in flight",
     "weights_version": "newest version of the policy's weights",
+    "nodes": "living nodes of the cluster, the head included",
 }
 
 

@@ -37,6 +37,8 @@ class Costs:
 
     rollout_seconds: float = 0.0
     update_seconds: float = 0.0
+    later_from: int | None = None  # update from which on `later_seconds` hold instead
+    later_seconds: float = 0.0
     frames: int = 512  # of a rollout
     frame_bytes: int = 300
     weight_bytes: int = 1000
@@ -103,7 +105,7 @@ class StandInLearner:
             self.recent[self.updates] = self.state.copy()
             for version in sorted(self.recent)[: -self.keep]:
                 del self.recent[version]
-            time.sleep(max(0.0, self.costs.update_seconds - (time.monotonic() - begin)))
+            time.sleep(max(0.0, self._seconds(index) - (time.monotonic() - begin)))
             if save:
                 self._save()
         told = self._told(applied=applied, saved=applied and save, seconds=time.monotonic() - begin)
@@ -116,6 +118,11 @@ class StandInLearner:
 
     def final(self) -> np.ndarray:
         return self.state
+
+    def _seconds(self, index: int) -> float:
+        costs = self.costs
+        later = costs.later_from is not None and index >= costs.later_from
+        return costs.later_seconds if later else costs.update_seconds
 
     def _obey(self, token: int) -> None:
         assert token >= self.token, "an older coordinator"

@@ -1,0 +1,77 @@
+"""`dreamer4 bench loop`: runs the parts, prints a table, writes the JSON that other programs read."""
+
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from cluster.bench_loop import WEIGHTS_MB, WORKERS, broadcast_seconds, spilled_bytes, stand_in_run
+from cluster.bench_real import long_run, plain_turn, prepare, ray_turn
+from cluster.presets import preset
+from cluster.runtime import ray_session
+from cluster.settings import override
+from cluster.stand_in import Costs
+from dreamer4.files import write_json
+
+TURNS = 3
+SECONDS = 12.0  # of a turn
+UPDATES = 25
+COSTS = Costs(rollout_seconds=0.3, update_seconds=0.8)
+
+
+def bench_loop(minutes: float = 0.0, most_workers: int = WORKERS[-1]) -> dict[str, Any]:
+    """Everything in one run on this machine.
+
+    Args:
+        minutes: of a long run with the real models, in which nothing may be spilled; 0 leaves it out.
+        most_workers: stand-ins up to this many.
+    """
+    config = override(preset("laptop"), ["resources.workers=2"])
+    record: dict[str, Any] = {}
+    with TemporaryDirectory(prefix="dreamer4-bench-") as name, ray_session(config):
+        folder = Path(name)
+        run = prepare(folder / "run")
+        turns = [(plain_turn(run, SECONDS), ray_turn(run, SECONDS)) for _ in range(TURNS)]
+        ratios = [there.frames_per_s / here.frames_per_s for here, there in turns]
+        print("real models of laptop size, one worker    plain       in Ray      ratio")
+        for (here, there), ratio in zip(turns, ratios, strict=True):
+            print(f"{'imagined frames/s':38}{here.frames_per_s:9.0f}   {there.frames_per_s:9.0f}   {ratio:8.3f}")
+        record |= {"ray_over_plain": median(ratios), "ray_over_plain_turns": ratios}
+        record["plain_frames_per_s"] = median(here.frames_per_s for here, _ in turns)
+        record["store_over_payload"] = max(there.store_over_payload for _, there in turns)
+        print(f"{'bytes in the store / payload':38}{record['store_over_payload']:9.3f}")
+        if minutes:
+            record["long_minutes"], record["long_spilled_bytes"] = minutes, long_run(run, minutes, workers=2)
+            print(f"{f'spilled in {minutes:g} minutes':38}{record['long_spilled_bytes']:9}")
+        run.close()
+
+        print(
+            f"\nstand-ins: rollout {COSTS.rollout_seconds} s, update {COSTS.update_seconds} s, one rollout per worker"
+        )
+        print("workers   rollouts/s   learner busy   driver ms/rollout")
+        for workers in (w for w in WORKERS if w <= most_workers):
+            found = stand_in_run(workers, UPDATES, COSTS, folder)
+            print(
+                f"{workers:7} {found.rollouts_per_s:12.1f} {100 * found.learner_busy:12.1f} % "
+                f"{found.driver_ms_per_rollout:19.2f}",
+                flush=True,
+            )
+            record[f"learner_busy_{workers}"] = found.learner_busy
+            record[f"driver_ms_per_rollout_{workers}"] = found.driver_ms_per_rollout
+            record[f"rollouts_per_s_{workers}"] = found.rollouts_per_s
+
+        print("\nnew weights, from the put to the last of 8 workers")
+        for size in WEIGHTS_MB:
+            record[f"broadcast_ms_{size}_mb"] = 1000 * broadcast_seconds(size, 8)
+            print(f"{size:7} MB {record[f'broadcast_ms_{size}_mb']:10.1f} ms")
+        record["spilled_bytes"] = spilled_bytes()
+        print(f"\nspilled in all {record['spilled_bytes']} bytes")
+    return record
+
+
+def main(what: str, minutes: float, most_workers: int, json: Path | None) -> None:
+    """The verb."""
+    assert what == "loop"
+    record = bench_loop(minutes, most_workers)
+    if json is not None:
+        write_json(json, record)
