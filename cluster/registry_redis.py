@@ -110,6 +110,7 @@ class RedisService:
         self.client = Redis.from_url(
             url,
             decode_responses=True,
+            protocol=2,  # the same in all versions of Redis and of its client
             socket_timeout=TIMEOUT,
             socket_connect_timeout=TIMEOUT,
             retry=Retry(NoBackoff(), 0),  # who calls decides whether to try again, and until when
