@@ -75,7 +75,7 @@ def main() -> int:
     parser.add_argument("--limit", type=float, default=3600, help="seconds that the kills may take")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    steps = (options.kills + 2) * 3 * PAUSE
+    steps = options.kills * 2 * PAUSE + 60
     settings = [f"policy.steps={steps}", f"policy.save_every={SAVE_EVERY}", f"policy.max_staleness={options.staleness}"]
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         prepared, undisturbed, disturbed = (Path(folder) / name for name in ("prepared", "undisturbed", "disturbed"))

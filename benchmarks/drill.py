@@ -31,6 +31,7 @@ TRAINING = ("collect", "tokenizer", "encode", "dynamics", "agent")
 ACTORS = {"worker": "ray::RolloutRank", "learner": "ray::PolicyTrainer", "coordinator": "ray::Coordinator"}
 KINDS = ("worker", "learner", "coordinator", "node", "head", "client")
 CPUS = 3  # of a node; three of them have room for a learner and three workers even while one is away
+UNREACHABLE = "can't reach the Ray cluster"
 HEAD_AWAY = 2.0  # seconds between the death of a head and the start of the next
 
 
@@ -73,7 +74,7 @@ class Drill:
     def start(self) -> subprocess.Popen[bytes]:
         """The command that a user types; again after its client was killed."""
         command = [sys.executable, "-m", "cluster.main", "train", "policy", "--run", str(self.run), *self.settings]
-        with open(self.log, "ab") as log:
+        with open(self.log, "wb") as log:
             return subprocess.Popen(
                 command, cwd=ROOT, env=self.cluster.env(), stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
@@ -97,7 +98,9 @@ class Drill:
         deadline = time.monotonic() + timeout
         while not reached():
             ended = self.client.poll()
-            if ended is not None and not reached():
+            if ended == 2 and UNREACHABLE in self.tail():  # it began while the head was away: type it again
+                self.client = self.start()
+            elif ended is not None and not reached():
                 raise RuntimeError(f"the client ended with status {ended}: {self.tail()}")
             if time.monotonic() > deadline:
                 raise RuntimeError(f"nothing for {timeout:g} s after {self.updates()} updates: {self.tail()}")
@@ -159,12 +162,7 @@ class Drill:
 
     def finish(self, timeout: float = 600) -> None:
         """Waits for the end; raises `RuntimeError` if it isn't a good one."""
-        try:
-            status = self.client.wait(timeout)
-        except subprocess.TimeoutExpired:
-            raise RuntimeError(f"not done after {timeout:g} s, at update {self.updates()}: {self.tail()}") from None
-        if status != 0:
-            raise RuntimeError(f"the client ended with status {status}: {self.tail()}")
+        self.wait(lambda: self.client.poll() == 0, timeout)
 
     def close(self) -> None:
         if self.client.poll() is None:

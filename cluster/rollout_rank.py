@@ -7,7 +7,7 @@ import ray
 
 from actors.imagination import ImaginationWorker
 from cluster.messages import Cost
-from cluster.models import RunData, choose_device, load_agent, load_policy
+from cluster.models import RunData, choose_device, load_agent, load_agent_share, load_policy
 from cluster.run import Run
 from cluster.variants import Variant
 from dreamer4.agent import Heads
@@ -15,7 +15,6 @@ from dreamer4.dynamics import Dynamics
 from dreamer4.errors import RunError
 from dreamer4.types import Rollout, Weights
 from learners.process_group import init_shard, listen
-from learners.tensor_parallel import shard_dynamics
 
 ARRAYS = ("features_BTM", "act_out_BTA", "log_prob_BT", "reward_BT", "continue_BT", "task_B")
 
@@ -56,14 +55,13 @@ class RolloutRank:
 
     def load(self, endpoint: tuple[str, int] | None) -> None:
         """Loads the models; with an endpoint, joins the other ranks there and keeps a shard of the world model."""
-        device = choose_device(self.run)
-        model = load_agent(self.run)
-        dynamics = model.dynamics
-        if endpoint is not None:
-            backend = "nccl" if device.type == "cuda" else "gloo"
+        if endpoint is None:
+            model = load_agent(self.run)
+        else:
+            backend = "nccl" if choose_device(self.run).type == "cuda" else "gloo"
             mesh = init_shard(self.rank, self.shards, *endpoint, backend, self.listener)
-            dynamics = shard_dynamics(dynamics, mesh)
-        self.worker = build_worker(self.run, self.variant, dynamics, model.heads)
+            model = load_agent_share(self.run, mesh)
+        self.worker = build_worker(self.run, self.variant, model.dynamics, model.heads)
 
     def rollout(self, index: int, version: int, weights: Weights) -> tuple[Cost, Rollout | None]:
         """Rollout number `index`; raises `RunError` if the weights are not those of the version.

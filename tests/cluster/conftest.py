@@ -7,19 +7,20 @@ from redis_server import RedisServer
 
 from cluster.presets import smoke
 from cluster.runtime import ray_session
+from cluster.settings import override
 
 TESTS = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="package")
 def ray_up() -> Iterator[str]:
-    """A real local Ray with room for two actors; gives the address of its dashboard."""
+    """A real local Ray with room for a learner and two workers; gives the address of its dashboard."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
             patch.delenv(name, raising=False)
         patch.setenv("PYTHONPATH", f"{TESTS.parent}{os.pathsep}{TESTS}")  # actors import their classes from there
         patch.setenv("TMPDIR", os.sep + os.path.join("tmp", "x" * 150))  # longer than a socket's path may be
-        with ray_session(smoke()) as dashboard:
+        with ray_session(override(smoke(), ["resources.workers=2"])) as dashboard:
             yield dashboard
 
 

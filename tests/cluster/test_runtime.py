@@ -66,7 +66,7 @@ def test_session_lives_in_a_short_folder_whatever_tmpdir_is(ray_up):
 
 def test_session_is_as_wide_as_its_widest_stage(ray_up):
     resources = ray.cluster_resources()
-    assert resources["CPU"] == logical_cpus(smoke())
+    assert resources["CPU"] == logical_cpus(override(smoke(), ["resources.workers=2"]))
     assert resources["object_store_memory"] == pytest.approx(500e6, rel=0.01)
 
 
