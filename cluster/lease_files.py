@@ -131,7 +131,10 @@ class LeaseFiles:
 
     def elsewhere(self) -> str | None:
         """The service that keeps the lease, while one does. Needs no lock."""
-        return self.elsewhere_path.read_text() if self.elsewhere_path.exists() else None
+        try:
+            return self.elsewhere_path.read_text()
+        except FileNotFoundError:
+            return None
 
     def set_elsewhere(self, name: str | None) -> None:
         if name is None:

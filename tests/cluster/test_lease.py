@@ -197,6 +197,14 @@ def test_check_leaves_half_of_the_time_to_write(any_run, flaky, monkeypatch):
         assert keeper._until - lease_module.uptime() > HOUR / 2
 
 
+def test_renewals_that_overtake_each_other_leave_the_later_end(any_run):
+    """Both the thread and `check` renew; the answer to the earlier one may come last."""
+    with LeaseKeeper(any_run, "first", HOUR) as keeper:
+        until = keeper._until
+        keeper._extend(lease_module.uptime() - HOUR)
+        assert keeper._until == until
+
+
 def test_time_is_counted_from_before_the_request(any_run, flaky, monkeypatch):
     """However long the answer took: the registry began to count before it came."""
     clock = [1000.0]

@@ -73,6 +73,8 @@ def test_token_grows_even_if_redis_has_lost_its_memory(server, run):
 def test_redis_that_hangs_is_an_error_not_a_hang(server, run, monkeypatch):
     monkeypatch.setattr(registry_redis, "TIMEOUT", 0.2)
     registry = open_registry(run)
+    settings = registry.service.client.connection_pool.connection_kwargs
+    assert (settings["socket_timeout"], settings["socket_connect_timeout"]) == (0.2, 0.2)  # its own are longer
     lease = registry.acquire("first", HOUR)
     server.signal(signal.SIGSTOP)
     for act in (lambda: registry.check(lease), lambda: open_registry(run).acquire("first", HOUR)):
