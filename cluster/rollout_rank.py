@@ -14,7 +14,7 @@ from dreamer4.agent import Heads
 from dreamer4.dynamics import Dynamics
 from dreamer4.errors import RunError
 from dreamer4.types import Rollout, Weights
-from learners.process_group import init_shard, listen
+from learners.process_group import init_shard, reserve
 
 ARRAYS = ("features_BTM", "act_out_BTA", "log_prob_BT", "reward_BT", "continue_BT", "task_B")
 
@@ -45,13 +45,13 @@ class RolloutRank:
     def __init__(self, path: str, variant: Variant, rank: int, shards: int):
         self.run, self.variant, self.rank, self.shards = Run.attach(Path(path)), variant, rank, shards
         self.told = 0.0
-        self.listener = None
+        self.reserved = None
 
     def endpoint(self) -> tuple[str, int]:
-        """Where the other ranks meet this one: an address of its node and a port that it listens on from now on."""
+        """Where the other ranks meet this one: an address of its node and a port that it has reserved."""
         address = ray.util.get_node_ip_address()
-        self.listener = listen(address)
-        return address, self.listener.getsockname()[1]
+        self.reserved = reserve(address)
+        return address, self.reserved.getsockname()[1]
 
     def load(self, endpoint: tuple[str, int] | None) -> None:
         """Loads the models; with an endpoint, joins the other ranks there and keeps a shard of the world model."""
@@ -59,7 +59,7 @@ class RolloutRank:
             model = load_agent(self.run)
         else:
             backend = "nccl" if choose_device(self.run).type == "cuda" else "gloo"
-            mesh = init_shard(self.rank, self.shards, *endpoint, backend, self.listener)
+            mesh = init_shard(self.rank, self.shards, *endpoint, backend, self.reserved)
             model = load_agent_share(self.run, mesh)
         self.worker = build_worker(self.run, self.variant, model.dynamics, model.heads)
 

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from dreamer4.errors import ConfigError
 from dreamer4.heads import PolicyHead, ScalarHead
-from dreamer4.pmpo import pmpo_loss
+from dreamer4.pmpo import PMPOCounts, pmpo_counts, pmpo_loss
 from dreamer4.returns import lambda_returns
 from dreamer4.rng import seed_of
 from dreamer4.types import Rollout
 from learners.learner import load_weights
 from learners.optim import OptimConfig, Optimizer, check_finite
+from learners.parallel import Parallel
 
 RATES = "policy.policy_optim.lr or policy.value_optim.lr"  # the settings that a non-finite update points to
 
@@ -71,12 +72,21 @@ class PolicyLearner:
     Args:
         policy: the behaviour-cloned head; a frozen copy of it becomes the prior.
         seed: of the value head's first weights.
+        parallel: this process's place among several that learn together. All begin with the same weights, get equally
+            many of an update's rollouts, and keep the same weights to the bit.
     """
 
     stage = "policy"
 
-    def __init__(self, policy: PolicyHead, width: int, training: PolicyTraining, seed: int = 0):
-        self.policy, self.training = policy, training
+    def __init__(
+        self,
+        policy: PolicyHead,
+        width: int,
+        training: PolicyTraining,
+        seed: int = 0,
+        parallel: Parallel | None = None,
+    ):
+        self.policy, self.training, self.parallel = policy, training, parallel or Parallel()
         self.prior = copy.deepcopy(policy).requires_grad_(False)
         with torch.random.fork_rng(devices=[]):  # modules draw their weights from torch's global generator
             torch.manual_seed(seed_of(seed, self.stage, "value weights"))
@@ -90,8 +100,11 @@ class PolicyLearner:
     def step(self, index: int, rollouts: list[Rollout]) -> dict[str, float]:
         """Update number `index`. Doing it again after it was applied changes nothing and returns no metrics.
 
+        Of several processes each gets its own rollouts; losses, gradients and metrics are those of all together, the
+        staleness alone is its own.
+
         Raises:
-            NonFiniteError: a loss or gradient is not finite; nothing was updated.
+            NonFiniteError: a loss or gradient is not finite; nothing was updated. All processes raise it together.
         """
         if index < self.updates:
             return {}
@@ -108,37 +121,54 @@ class PolicyLearner:
             value = self.value.predict(features)
         returns = lambda_returns(reward, keeps, value, t.discount, t.lam)
         advantage = returns - value[:, :-1]
+        counts = PMPOCounts(**self.parallel.total(pmpo_counts(advantage, weight)._asdict()))
         errors = self.value.loss(features[:, :-1], returns[..., None])[..., 0]
-        value_loss = (errors * weight).sum() / weight.sum()
+        value_loss = (errors * weight).sum() / counts.total
 
         distribution = self.policy(features[:, :-1]).at(0)
         divergence = distribution.kl(self.prior(features[:, :-1]).at(0))
-        terms = pmpo_loss(distribution.log_prob(actions), advantage, divergence, weight, t.alpha, t.beta)
+        terms = pmpo_loss(distribution.log_prob(actions), advantage, divergence, weight, t.alpha, t.beta, counts)
 
-        losses = {"value": float(value_loss.detach()), "policy": float(terms.loss.detach())}
+        losses = self._total({"value": value_loss, "policy": terms.loss})
         check_finite(self.stage, index, losses, RATES)
-        value_norm = float(self.value_optimizer.gradients(value_loss))
-        policy_norm = float(self.policy_optimizer.gradients(terms.loss))
+        value_norm = self._gradients(self.value_optimizer, value_loss)
+        policy_norm = self._gradients(self.policy_optimizer, terms.loss)
         check_finite(self.stage, index, {"value_norm": value_norm, "policy_norm": policy_norm}, RATES)
         self.value_optimizer.apply(index)
         if index >= t.warmup_steps:
             self.policy_optimizer.apply(index)
         self.updates += 1
         with torch.no_grad():
+            means = {
+                "imagined_return": discounted(reward, weight, t.discount).mean(),
+                "value_start": value[:, 0].mean(),
+                "advantage_positive": (advantage >= 0).float().mean(),
+                "entropy": distribution.entropy().mean(),
+                "ended": 1 - torch.cumprod(keeps, dim=1)[:, -1].mean(),
+            }
+            shares = {
+                "positive": terms.positive,
+                "negative": terms.negative,
+                "kl": (divergence * weight).sum() / counts.total,  # in nats, without beta
+                **{name: mean / self.parallel.world for name, mean in means.items()},
+            }
             return {
                 **losses,
-                "positive": float(terms.positive.detach()),
-                "negative": float(terms.negative.detach()),
-                "kl": float((divergence * weight).sum() / weight.sum()),  # in nats, without beta
-                "imagined_return": float(discounted(reward, weight, t.discount).mean()),
-                "value_start": float(value[:, 0].mean()),
-                "advantage_positive": float((advantage >= 0).float().mean()),
-                "entropy": float(distribution.entropy().mean()),
-                "ended": float(1 - torch.cumprod(keeps, dim=1)[:, -1].mean()),
+                **self._total(shares),
                 "policy_norm": policy_norm,
                 "value_norm": value_norm,
                 "staleness": float(np.mean([index - rollout.version for rollout in rollouts])),
             }
+
+    def _total(self, shares: dict[str, Tensor]) -> dict[str, float]:
+        return {name: float(value) for name, value in self.parallel.total(shares).items()}
+
+    def _gradients(self, optimizer: Optimizer, loss: Tensor) -> float:
+        """Backward pass of all processes; returns the norm of the sum of their gradients before clipping."""
+        optimizer.zero()
+        loss.backward()
+        self.parallel.sum_gradients(optimizer.parameters)
+        return float(optimizer.clip())
 
     def policy_weights(self) -> dict[str, np.ndarray]:
         """A copy for the workers."""

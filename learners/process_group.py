@@ -1,29 +1,30 @@
-"""Processes that compute together: meeting, parting, and sums over all of them.
+"""Processes that compute together: how they meet and part.
 
 Whoever starts the processes (`cluster`) tells them who they are and where rank 0 listens; nothing here knows how.
 """
 
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from ipaddress import ip_address
 
-import torch
 import torch.distributed as dist
-from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from dreamer4.errors import RunError
 
+DEVICE = "GLOO_SOCKET_IFNAME"  # the network device that gloo uses
 
-def listen(address: str) -> socket.socket:
-    """Where the others meet rank 0: a free port of this address, and of no other.
 
-    Rank 0 makes it, tells the others `getsockname()[1]`, and hands it to `init_shard`; so the port can't be lost in
-    between.
+def reserve(address: str) -> socket.socket:
+    """Where the others will meet rank 0: a free port of this address, and of no other.
+
+    Rank 0 makes it, tells the others `getsockname()[1]`, and hands it to `init_shard`, so nobody can take the port in
+    between. Until then it refuses connections: one that was accepted too early would wait without a timeout.
     """
-    return _server(address, 0)
+    return _bound(address, 0)
 
 
 def init_shard(
@@ -32,7 +33,7 @@ def init_shard(
     address: str,
     port: int,
     backend: str = "gloo",
-    listener: socket.socket | None = None,
+    reserved: socket.socket | None = None,
     timeout: float = 60.0,
 ) -> DeviceMesh:
     """Makes this process one of `shards` ranks, and returns their mesh, of one dimension named "shard".
@@ -43,24 +44,24 @@ def init_shard(
         address: of rank 0. On a loopback address gloo stays on the loopback device as well. On any other, gloo takes
             the device of this host's name, or that of the environment variable GLOO_SOCKET_IFNAME.
         backend: "gloo" for CPUs, "nccl" for GPUs. With nccl each rank needs a GPU of its own.
-        listener: what `listen` gave to rank 0; None = rank 0 listens on `address` and `port` now.
+        reserved: what `reserve` gave to rank 0; None = it takes `address` and `port` now.
         timeout: seconds that the ranks wait for each other, here and in every collective. A rank that dies is noticed
             at once by gloo, after this time by nccl.
 
     Raises:
         RunError: the ranks don't find each other in time.
     """
-    limit = timedelta(seconds=timeout)
-    if backend == "gloo":
-        _stay_on_loopback(address)
-    handle = None
+    limit, handle = timedelta(seconds=timeout), None
     try:
         if rank == 0:
-            handle = (listener or _server(address, port)).detach()  # the store closes it
+            place = reserved or _bound(address, port)
+            place.listen()
+            handle = place.detach()  # the store closes it
         store = dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
             address, port, shards, rank == 0, limit, master_listen_fd=handle
         )
-        dist.init_process_group(backend, store=store, rank=rank, world_size=shards, timeout=limit)
+        with _device_of(address):
+            dist.init_process_group(backend, store=store, rank=rank, world_size=shards, timeout=limit)
         return init_device_mesh("cuda" if backend == "nccl" else "cpu", (shards,), mesh_dim_names=("shard",))
     except (OSError, RuntimeError) as error:
         close_shard()
@@ -76,27 +77,31 @@ def close_shard() -> None:
         dist.destroy_process_group()
 
 
-def all_sum(tensors: Sequence[Tensor], group: dist.ProcessGroup | None) -> list[Tensor]:
-    """The sums of equally shaped tensors over the ranks of a group, in one message; without a group, themselves.
-
-    All ranks get the same bits. No gradient flows through the sums.
-    """
-    if group is None:
-        return list(tensors)
-    flat = torch.cat([tensor.detach().flatten() for tensor in tensors])
-    dist.all_reduce(flat, group=group)
-    parts = flat.split([tensor.numel() for tensor in tensors])
-    return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
-
-
-def _server(address: str, port: int) -> socket.socket:
+def _bound(address: str, port: int) -> socket.socket:
     family, *_ = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
-    return socket.create_server((address, port), family=family)
+    bound = socket.socket(family)
+    try:
+        if port:  # a chosen one may still be remembered from the group before
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((address, port))
+    except BaseException:
+        bound.close()
+        raise
+    return bound
 
 
-def _stay_on_loopback(address: str) -> None:
-    """Otherwise gloo goes by the host's name, which may have no address, or one that others can reach."""
+@contextmanager
+def _device_of(address: str) -> Iterator[None]:
+    """Keeps gloo on the loopback device if the ranks meet there.
+
+    It would go by the host's name, which may have no address, or one that others can reach.
+    """
     resolved = socket.getaddrinfo(address, None)[0][4][0]
-    if ip_address(resolved).is_loopback:
-        names = [name for _, name in socket.if_nameindex() if name.startswith("lo")]
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", names[0])
+    if DEVICE in os.environ or not ip_address(resolved).is_loopback:
+        yield
+        return
+    os.environ[DEVICE] = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
+    try:
+        yield
+    finally:
+        del os.environ[DEVICE]

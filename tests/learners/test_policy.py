@@ -184,7 +184,7 @@ def test_a_non_finite_rollout_changes_nothing(name):
 def test_a_non_finite_gradient_of_the_policy_keeps_the_value_head_as_well():
     learner = make_learner()
     before = everything(learner)
-    learner.policy_optimizer.gradients = lambda loss: torch.tensor(float("inf"))
+    learner.policy_optimizer.clip = lambda: torch.tensor(float("inf"))
     with pytest.raises(NonFiniteError, match="'policy_norm' is inf at step 0"):
         learner.step(0, [rollout(0)])
     assert_equal(before, everything(learner))
