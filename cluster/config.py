@@ -15,6 +15,7 @@ from dreamer4.shortcut import ShortcutConfig
 from dreamer4.tokenizer import TokenizerConfig
 from learners.agent import AgentTraining
 from learners.dynamics import DynamicsTraining
+from learners.parallel import ParallelConfig, check_batch
 from learners.policy import PolicyTraining
 from learners.tokenizer import TokenizerTraining
 
@@ -47,7 +48,9 @@ class ResourceConfig:
     """Where and how wide the run is; may change from start to start of the same run, as may evaluation and logging."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU where the process is given one
-    trainer_gpus: float = 0.0  # fractions share one
+    trainers: int = 1  # processes that train stages 1 to 3 together, one plain one or several by Ray Train
+    min_trainers: int | None = None  # go on with so few while nodes are missing; none: wait for all
+    trainer_gpus: float = 0.0  # of every trainer; fractions share one
     workers: int = 1  # that imagine, at first
     min_workers: int | None = None  # the run may shrink to; none: as many as `workers`
     max_workers: int | None = None  # the run may grow to, as long as the learner waits for rollouts; none: `workers`
@@ -58,6 +61,7 @@ class ResourceConfig:
     trainer_threads: int = 1  # more than one changes the order of sums, and with it the last bits
     worker_threads: int = 1
     collectors: int = 2
+    storage: str | None = None  # URL of a folder, of this run alone, that training's checkpoints are copied to as well
     object_store_mb: int = 500  # of a Ray that the run starts itself
     dashboard_port: int | None = None  # of such a Ray; none: the first free one from 8265 on
 
@@ -94,13 +98,14 @@ class RunConfig:
     controls: tuple[str, ...] = ()
     filtered_bc_training: AgentTraining = field(default_factory=lambda: AgentTraining(steps=300))
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     resources: ResourceConfig = field(default_factory=ResourceConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 
     def __post_init__(self) -> None:
         """Raises `ConfigError` on combinations that can't work; each section has checked itself."""
         check_shortcut(self.dynamics, self.shortcut)
-        for problem in (*_sizes(self), *_counts(self), *_shares(self)):
+        for problem in (*_sizes(self), *_counts(self), *_shares(self), *_trainers(self)):
             raise ConfigError(problem)
 
 
@@ -155,7 +160,15 @@ def _counts(config: RunConfig) -> Iterator[str]:
         "filtered_bc_training": ("steps", "batch", "length", "save_every"),
         "policy": ("steps", "batch", "save_every"),
         "evaluation": ("episodes", "parallel", "actors", "max_frames", "windows"),
-        "resources": ("workers", "shards", "trainer_threads", "worker_threads", "collectors", "object_store_mb"),
+        "resources": (
+            "trainers",
+            "workers",
+            "shards",
+            "trainer_threads",
+            "worker_threads",
+            "collectors",
+            "object_store_mb",
+        ),
     }
     for section, names in sections.items():
         for name in names:
@@ -180,6 +193,28 @@ def _shares(config: RunConfig) -> Iterator[str]:
         yield f"data.validation must leave episodes on both sides, so between 0 and 1, got {config.data.validation}"
     if config.resources.trainer_gpus < 0 or config.resources.worker_gpus < 0:
         yield "resources.trainer_gpus and resources.worker_gpus can't be negative"
+
+
+def _trainers(config: RunConfig) -> Iterator[str]:
+    """What several trainers ask for."""
+    resources = config.resources
+    if resources.trainers < 1:
+        return  # `_counts` has said so
+    if resources.min_trainers is not None and not 1 <= resources.min_trainers <= resources.trainers:
+        yield (
+            f"resources.min_trainers ({resources.min_trainers}) must be from 1 to resources.trainers "
+            f"({resources.trainers})"
+        )
+    if resources.trainers > 1 and resources.trainer_gpus % 1:
+        yield (
+            f"{resources.trainers} trainers can't share a GPU, but resources.trainer_gpus is "
+            f"{resources.trainer_gpus:g}: give each a whole one, or none"
+        )
+    for stage in ("tokenizer", "dynamics", "agent", "filtered_bc"):
+        section = f"{stage}_training"
+        for name in ("batch", "long_batch") if stage == "dynamics" else ("batch",):
+            batch = getattr(getattr(config, section), name)
+            check_batch(f"{section}.{name}", batch, resources.trainers, config.parallel.accumulate)
 
 
 def resolve(config: RunConfig, env: EnvSpec | None = None) -> RunConfig:

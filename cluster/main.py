@@ -19,12 +19,17 @@ TRAINED = ("tokenizer", "dynamics", "agent", "policy")
 DESCRIPTION = "Dreamer 4 in PyTorch and Ray: learn a world model from recordings, then learn to act inside it."
 SETTINGS = """settings: KEY=VALUE or --KEY VALUE, such as seed=1 dynamics.width=128 tokenizer.frame=[64,64,3];
 `dreamer4 presets NAME` prints all keys. A run that was interrupted goes on with the same command."""
+SUBMIT = """The exit status is that of the command. An interrupt stops the job; submitted again it goes on where it was.
+Paths are taken from the current folder; the run has to be on a disk that the nodes of the cluster share."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status: 0, 2 for a mistake of the user, 130 after an interrupt."""
     # A shell that starts us in the background, or a CI, may have the interrupt ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Ray attaches to a cluster without the token that it is given, unless it is told to use it.
+    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
         parser = build_parser()
         options, rest = parser.parse_known_args(argv)
@@ -97,8 +102,16 @@ def build_parser() -> argparse.ArgumentParser:
     verb = add("bench", bench, "measure this machine", settings=False)
     verb.add_argument("what", choices=["loop"], help="loop: what stage 4 costs beside imagining and learning")
     verb.add_argument("--minutes", type=float, default=0.0, metavar="M", help="of a long run that must not spill")
-    verb.add_argument("--most-workers", type=int, default=64, metavar="N", help="stand-ins up to so many, by default 64")
+    verb.add_argument("--most-workers", type=int, default=64, metavar="N", help="of stand-ins, by default 64")
     verb.add_argument("--json", type=Path, metavar="FILE", help="write the result there as well")
+
+    verb = add("submit", submit, "do a command on a running Ray cluster, as a job", settings=False)
+    verb.usage = "dreamer4 submit [--address URL] [--no-wait] [--python PATH] -- COMMAND..."
+    verb.epilog = SUBMIT
+    verb.add_argument("--address", metavar="URL", help="of the dashboard; by default RAY_DASHBOARD_ADDRESS")
+    verb.add_argument("--no-wait", action="store_true", help="don't wait for the end and print nothing of it")
+    verb.add_argument("--python", default="python", metavar="PATH", help="the interpreter there, by default python")
+    verb.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND...", help="any other command")
 
     verb = add("presets", presets, "list the presets, or print one with all its keys", settings=False)
     verb.add_argument("name", nargs="?", metavar="NAME")
@@ -238,6 +251,20 @@ def bench(options: argparse.Namespace) -> None:
     from cluster.bench import main as bench_main
 
     bench_main(options.what, options.minutes, options.most_workers, options.json)
+
+
+def submit(options: argparse.Namespace) -> None:
+    from cluster.submit import Client, absolute, address, source
+
+    command = absolute(options.command, Path.cwd())
+    read_settings(build_parser().parse_known_args(command)[1])  # a mistake is told at once, not by the job
+    client = Client(address(options.address, os.environ))
+    job = client.submit(command, options.python, source())
+    print(f"job     {job} on {client.url}", flush=True)
+    if options.no_wait:
+        print(f"follow  ray job logs --address {client.url} --follow {job}")
+    else:
+        raise SystemExit(client.follow(job))
 
 
 def presets(options: argparse.Namespace) -> None:

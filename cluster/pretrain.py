@@ -1,11 +1,14 @@
-"""Stages 1 to 3 as Ray actors: a trainer does portions of updates, the driver notes what they gave.
+"""Stages 1 to 3: a trainer does portions of updates, and what they gave is noted.
 
-The driver writes a portion's metrics before it asks for the checkpoint, so a checkpoint never knows a step that the
-log doesn't; what the log has beyond a checkpoint is cut off and done again.
+A portion's metrics are written before the checkpoint, so a checkpoint never knows a step that the log doesn't; what the
+log has beyond a checkpoint is cut off and done again.
 """
 
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,12 +19,14 @@ from cluster.placement import result, worker
 from cluster.run import Run
 from cluster.telemetry import MetricsWriter, Progress
 from dreamer4.data.statistics import pixel_statistics
+from dreamer4.mirror import Mirror
 from learners.agent import AgentLearner, FilteredBCLearner
 from learners.dynamics import DynamicsLearner
 from learners.learner import Learner
+from learners.parallel import Parallel
 from learners.tokenizer import TokenizerLearner
 
-PORTION_SECONDS = 2.0  # how often the driver hears from a trainer
+PORTION_SECONDS = 0.5  # how often a trainer tells how far it is
 
 
 def build_learner(run: Run, stage: str) -> Learner:
@@ -50,22 +55,31 @@ def build_learner(run: Run, stage: str) -> Learner:
 
 
 class StageTrainer:
-    """Holds the learner of a stage and its checkpoints, in a process of its own."""
+    """Holds the learner of a stage and its checkpoints: alone, or as one of `world` processes that train together."""
 
-    def __init__(self, path: str, stage: str):
-        self.run = Run.attach(Path(path))
+    def __init__(self, path: str, stage: str, rank: int = 0, world: int = 1):
+        self.run, self.stage, self.rank = Run.attach(Path(path)), stage, rank
         self.learner = build_learner(self.run, stage)
-        self.checkpoints = self.run.checkpoints(stage)
-        self.position = 0
+        self.learner.parallelise(Parallel(self.run.config.parallel, rank, world))
+        self.checkpoints, self.position = self.run.checkpoints(stage), 0
+        storage = self.run.config.resources.storage
+        self.mirror = Mirror(f"{storage}/{stage}") if storage is not None and rank == 0 else None
+        self.started = time.process_time()
+
+    def restore(self) -> int:
+        """Goes on from the latest checkpoint, if there is one; returns the updates done."""
         if self.checkpoints.latest() is not None:
             saved = self.checkpoints.load(config=self.run.identity())
             self.learner.restore(saved.weights, saved.state)
             self.position = saved.step
-        self.stage = stage
-        self.started = time.process_time()
-
-    def steps_done(self) -> int:
         return self.position
+
+    def fetch(self) -> None:
+        """Brings a later checkpoint from the storage into the run directory."""
+        if self.mirror is not None and (there := self.mirror.latest()) is not None:
+            here = self.checkpoints.latest()
+            if here is None or here < there:
+                self.mirror.pull(there, self.checkpoints)
 
     def portion(self, most: int) -> list[dict[str, float]]:
         """Up to `most` updates, fewer where they take long; returns their metrics, in order."""
@@ -76,7 +90,12 @@ class StageTrainer:
         return rows
 
     def save(self) -> None:
-        self.checkpoints.save(self.position, self.learner.weights(), self.learner.state(), self.run.identity())
+        """Of several processes, all have to call it, because each may hold a part of the model; the first writes."""
+        weights, state = self.learner.weights(), self.learner.state()
+        if self.rank == 0:
+            folder = self.checkpoints.save(self.position, weights, state, self.run.identity())
+            if self.mirror is not None:
+                self.mirror.push(folder)
 
     def cpu_seconds(self) -> float:
         """Since the last call."""
@@ -85,27 +104,57 @@ class StageTrainer:
         return spent
 
 
+@dataclass(frozen=True)
+class Steps:
+    """The loop over a stage's updates, wherever its trainer is."""
+
+    portion: Callable[[int], list[dict[str, float]]]  # does up to so many updates
+    log: Callable[[int, list[dict[str, float]]], None]  # notes those from this one on, before they are saved
+    save: Callable[[int], None]  # after so many updates
+
+    def run(self, step: int, training: Any) -> int:
+        """From update number `step` to the last one, with a checkpoint every `save_every`; returns the updates done."""
+        while step < training.steps:
+            until_save = training.save_every - step % training.save_every
+            rows = self.portion(min(until_save, training.steps - step))
+            self.log(step, rows)
+            step += len(rows)
+            if step % training.save_every == 0 or step == training.steps:
+                self.save(step)
+        return step
+
+
 def train_stage(run: Run, stage: str) -> None:
-    """Trains a stage to its end, from wherever its last checkpoint is."""
-    training = getattr(run.config, f"{stage}_training")
-    resources = run.config.resources
+    """Trains a stage to its end, from wherever its last checkpoint is: in one actor, or in several by Ray Train."""
+    if run.config.resources.trainers > 1:
+        from cluster.train_job import train_together  # importing Ray Train takes seconds
+
+        times = train_together(run, stage)
+    else:
+        times = train_alone(run, stage)
+    run.finish(stage, {"steps": getattr(run.config, f"{stage}_training").steps, **times})
+
+
+def train_alone(run: Run, stage: str) -> dict[str, float]:
+    """One actor trains, this process keeps the log; returns the times of the stage."""
+    training, resources = getattr(run.config, f"{stage}_training"), run.config.resources
     trainer = worker(
         StageTrainer, cpus=1, gpus=resources.trainer_gpus, name=f"{stage} trainer", threads=resources.trainer_threads
     ).remote(str(run.path), stage)
-    step = result(trainer.steps_done.remote())
+    result(trainer.fetch.remote())
+    step = result(trainer.restore.remote())
     metrics = MetricsWriter(run)
     metrics.truncate_after(stage, step)
     progress = Progress(stage, training.steps, done=step)
     with Clock(run, stage) as clock:
-        while step < training.steps:
-            until_save = training.save_every - step % training.save_every
-            rows = result(trainer.portion.remote(min(until_save, training.steps - step)))
-            for row in rows:
+
+        def log(first: int, rows: list[dict[str, float]]) -> None:
+            for step, row in enumerate(rows, start=first):
                 metrics.write(stage, step, row)
-                step += 1
-            progress.update(step, rows[-1])
+            progress.update(first + len(rows), rows[-1])
             clock.add_cpu(result(trainer.cpu_seconds.remote()))
-            if step % training.save_every == 0 or step == training.steps:
-                result(trainer.save.remote())
-    progress.close()
-    run.finish(stage, {"steps": step, **clock.record()})
+
+        steps = Steps(lambda most: result(trainer.portion.remote(most)), log, lambda _: result(trainer.save.remote()))
+        steps.run(step, training)
+        progress.close()
+        return clock.record()

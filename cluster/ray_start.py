@@ -74,11 +74,22 @@ def _command(first: Sequence[str], folder: Path, machine: Machine) -> list[str]:
 
 
 def environment(token_path: Path, paths: Iterable[Path], settings: Mapping[str, str]) -> dict[str, str]:
-    """Ours without what concerns another Ray, and with the token, the settings, and where code is imported from."""
+    """Ours without what concerns another Ray, and with the token, the settings, and where code is imported from.
+
+    `python` is this interpreter, also in jobs.
+    """
     mine = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     there = mine.get("PYTHONPATH", "").split(os.pathsep)
     path = os.pathsep.join([*map(str, [REPOSITORY, *paths]), *filter(None, there)])
-    return {**mine, "PYTHONPATH": path, **SETTINGS, "RAY_AUTH_TOKEN_PATH": str(token_path), **settings}
+    programs = f"{Path(sys.executable).parent}{os.pathsep}{mine.get('PATH', os.defpath)}"
+    return {
+        **mine,
+        "PATH": programs,
+        "PYTHONPATH": path,
+        **SETTINGS,
+        "RAY_AUTH_TOKEN_PATH": str(token_path),
+        **settings,
+    }
 
 
 def free_ports(count: int) -> list[int]:

@@ -20,7 +20,7 @@ from dreamer4.checkpoint import Checkpoints
 from dreamer4.errors import ConfigError, RunError
 from dreamer4.files import ensure_writable, read_json, write_json
 
-FREE = ("controls", "resources", "evaluation", "logging")  # what may change from start to start
+FREE = ("controls", "parallel", "resources", "evaluation", "logging")  # what may change from start to start
 
 
 class Run:
@@ -129,6 +129,11 @@ def read_config(path: str | Path) -> RunConfig:
 def _local(path: str | Path) -> Path:
     if "://" in str(path):
         raise RunError(f"run directories are local folders, got '{path}'")
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not Path(path).is_absolute():
+        raise RunError(
+            f"run directory '{path}' is relative, and a Ray job's working directory is thrown away at its end: give an "
+            "absolute path on a disk that the nodes share, or use `dreamer4 submit`, which takes paths from where it is"
+        )
     return Path(path).absolute()
 
 

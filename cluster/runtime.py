@@ -40,7 +40,7 @@ def logical_cpus(config: RunConfig) -> int:
     resources = config.resources
     _, workers = resources.worker_bounds()
     imagining = 2 + workers * resources.shards  # the learner, and a small part for the coordinator
-    return max(imagining, resources.collectors, config.evaluation.actors)
+    return max(imagining, resources.trainers, resources.collectors, config.evaluation.actors)
 
 
 @contextmanager
@@ -100,11 +100,12 @@ def _local(config: RunConfig, folder: Path) -> Iterator[str]:
 def _check_gpus(config: RunConfig, there: float) -> None:
     """Ray would wait for ever for a GPU that isn't there; on a cluster, an autoscaler may bring it."""
     resources = config.resources
-    wanted = resources.trainer_gpus + resources.workers * resources.shards * resources.worker_gpus
+    imagining = resources.trainer_gpus + resources.workers * resources.shards * resources.worker_gpus
+    wanted = max(imagining, resources.trainers * resources.trainer_gpus)
     if wanted > there:
         raise RunError(
             f"the run asks for {wanted:g} GPUs and this machine has {there:g}: lower resources.trainer_gpus, "
-            "resources.worker_gpus, resources.shards or resources.workers"
+            "resources.trainers, resources.worker_gpus, resources.shards or resources.workers"
         )
 
 

@@ -37,12 +37,15 @@ class MetricsWriter:
 
     `step` is the number of the update, from 0; `time` is in seconds since 1970. What is not a finite number becomes
     null, because JSON has none.
+
+    Args:
+        wandb: false where another process of the run tells W&B.
     """
 
-    def __init__(self, run: Run):
+    def __init__(self, run: Run, wandb: bool = True):
         self.path = run.metrics_path
         self._repair()
-        self.sink = WandbSink(run) if run.config.logging.wandb else None
+        self.sink = WandbSink(run) if wandb and run.config.logging.wandb else None
 
     def write(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
         """Raises `RunError` if the file can't be written."""

@@ -9,7 +9,7 @@ import re
 import secrets
 import shutil
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,6 +140,22 @@ class Checkpoints:
             raise CheckpointError(f"checkpoint {step} can't be used: {error}") from error
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"'{folder / RECORD}' is not the record of a checkpoint: {error!r}") from error
+
+    def receive(self, step: int, download: Callable[[Path], None]) -> Path:
+        """Takes in the checkpoint of a step from elsewhere: `download` fills a folder; `load` will check what's in it.
+
+        Raises:
+            RunError: the folder can't be written, or the other place not be read.
+        """
+        temporary = self._partial()
+        try:
+            temporary.mkdir(parents=True)
+            download(temporary)
+            return self._publish(step, temporary)
+        except OSError as error:
+            raise RunError(f"can't write checkpoint {step} to '{self.folder}': {error.strerror or error}") from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
     def weights_file(self, step: int | None = None) -> Path:
         """Where the weights of a step are, by default the latest, for who reads a part of them. Nothing is checked.

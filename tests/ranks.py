@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from learners.process_group import close_shard, init_shard, listen
+from learners.process_group import close_shard, init_shard, reserve
 
 ADDRESS = "127.0.0.1"
 
@@ -84,11 +84,11 @@ def _serve(rank: int, count: int, timeout: float, pipe: Connection) -> None:
     def answer(value: Any) -> None:
         pipe.send_bytes(pickle.dumps(value))
 
-    listener = listen(ADDRESS) if rank == 0 else None
-    if listener is not None:
-        answer(listener.getsockname()[1])
+    reserved = reserve(ADDRESS) if rank == 0 else None
+    if reserved is not None:
+        answer(reserved.getsockname()[1])
     port = pickle.loads(pipe.recv_bytes())
-    mesh = init_shard(rank, count, ADDRESS, port, "gloo", listener, timeout)
+    mesh = init_shard(rank, count, ADDRESS, port, "gloo", reserved, timeout)
     answer("ready")
     try:
         while True:

@@ -11,14 +11,14 @@ from cluster.models import load_agent, load_agent_share, new_dynamics, new_heads
 from cluster.run import Run
 from dreamer4.errors import CheckpointError
 from learners.agent import AgentModel
-from learners.process_group import close_shard, init_shard, listen
+from learners.process_group import close_shard, init_shard, reserve
 
 
 @pytest.fixture
 def mesh():
     """A group of one: what several ranks hold is tested in `learners.test_tensor_parallel`."""
-    listener = listen("127.0.0.1")
-    yield init_shard(0, 1, *listener.getsockname(), "gloo", listener)
+    reserved = reserve("127.0.0.1")
+    yield init_shard(0, 1, *reserved.getsockname(), "gloo", reserved)
     close_shard()
 
 
