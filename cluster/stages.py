@@ -1,9 +1,14 @@
 """The stages of a run, in order. Each is idempotent: done work is kept, an interrupted stage goes on."""
 
+import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import ray
+from ray.exceptions import RayError
 
 from actors.collector import Collector
 from actors.encoder import Encoder
@@ -21,7 +26,9 @@ from cluster.variants import VARIANTS
 from dreamer4.data.latents import finish_latents, latents_fingerprint, latents_finished, write_latents
 from dreamer4.data.writer import ShardWriter, finished_shard, merge_shards
 from dreamer4.envs.registry import spec
+from dreamer4.errors import RunError
 
+LOSSES = 3  # actors that may be lost with one shard; more have a cause that won't go away
 PILOT_EPISODES = 50  # played to learn how long episodes are, so that shards can be recorded side by side
 
 
@@ -70,21 +77,40 @@ class LatentWriter:
         return time.process_time() - before
 
 
-def make_shards(run: Run, stage: str, actors: list[Any], shards: int, *arguments: Any) -> dict[str, float]:
-    """Deals shards to actors, the next one to whoever is free; returns the times of the stage."""
-    import ray
+def make_shards(
+    run: Run, stage: str, build: Callable[[], Any], actors: list[Any], shards: int, *arguments: Any
+) -> dict[str, float]:
+    """Deals shards to actors, the next one to whoever is free; returns the times of the stage.
 
-    progress, done = Progress(stage, shards), 0
+    What a lost actor had in hand is done again by another one: shards are whole or not there.
+
+    Args:
+        build: makes an actor that takes the place of a lost one.
+
+    Raises:
+        RunError: several actors were lost one after the other with the same shard.
+    """
+    progress, done, lost = Progress(stage, shards), 0, Counter[int]()
     with Clock(run, stage) as clock:
-        waiting, busy = list(range(shards))[::-1], {}
-        idle = list(actors)
+        waiting, idle = list(range(shards))[::-1], list(actors)
+        busy: dict[Any, tuple[Any, int]] = {}
         while waiting or busy:
             while waiting and idle:
-                actor = idle.pop()
-                busy[actor.make.remote(waiting.pop(), *arguments)] = actor
+                actor, index = idle.pop(), waiting.pop()
+                busy[actor.make.remote(index, *arguments)] = actor, index
             (finished,), _ = ray.wait(list(busy))
-            clock.add_cpu(result(finished))
-            idle.append(busy.pop(finished))
+            actor, index = busy.pop(finished)
+            try:
+                clock.add_cpu(result(finished))
+            except RunError as error:
+                lost[index] += 1
+                if not isinstance(error.__cause__, RayError) or lost[index] > LOSSES:
+                    raise
+                print(f"\n{stage}: shard {index} is begun again, its actor was lost", file=sys.stderr, flush=True)
+                waiting.append(index)
+                idle.append(build())
+                continue
+            idle.append(actor)
             done += 1
             progress.update(done)
         progress.close()
@@ -94,22 +120,29 @@ def make_shards(run: Run, stage: str, actors: list[Any], shards: int, *arguments
 def collect(run: Run) -> None:
     """Records the demonstrator's episodes, shards side by side; as many as hold about `data.frames` frames."""
     data, count = run.config.data, run.config.resources.collectors
-    actors = [worker(Recorder, name="recorder").remote(str(run.path)) for _ in range(count)]
+
+    def build() -> Any:
+        return worker(Recorder, name="recorder").remote(str(run.path))
+
+    actors = [build() for _ in range(count)]
     shards = -(-data.frames // data.shard_frames)
     episodes = max(1, round(data.frames / shards / result(actors[0].mean_length.remote())))
-    times = make_shards(run, "collect", actors, shards, episodes)
+    times = make_shards(run, "collect", build, actors, shards, episodes)
     manifest = merge_shards(run.data, shards)
     run.finish("collect", {"frames": manifest.frames, "episodes": manifest.episodes, **manifest.statistics, **times})
 
 
 def encode(run: Run) -> None:
     """Encodes the recordings once, shards side by side."""
-    dataset = RunData(run).dataset
+    dataset, resources = RunData(run).dataset, run.config.resources
     model = latents_fingerprint(load_tokenizer(run).state_dict(), dataset)
-    threads = run.config.resources.worker_threads
-    build = worker(LatentWriter, name="encoder", gpus=run.config.resources.worker_gpus, threads=threads)
-    actors = [build.remote(str(run.path)) for _ in range(run.config.resources.workers)]
-    times = make_shards(run, "encode", actors, len(dataset.manifest.shards))
+    writer = worker(LatentWriter, name="encoder", gpus=resources.worker_gpus, threads=resources.worker_threads)
+
+    def build() -> Any:
+        return writer.remote(str(run.path))
+
+    actors = [build() for _ in range(resources.workers)]
+    times = make_shards(run, "encode", build, actors, len(dataset.manifest.shards))
     finish_latents(run.latents, dataset, model)
     run.finish("encode", {"frames": dataset.frame_count, "tokenizer": model, **times})
 

@@ -10,13 +10,13 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Thread
 from typing import Any, TypeVar
 
 import torch.distributed as dist
 
+from cluster.board import Board, News
 from cluster.clock import Clock
 from cluster.ledger import Ledger
 from cluster.placement import cause_of, environment, result, worker
@@ -26,6 +26,7 @@ from cluster.telemetry import MetricsWriter, Progress, WandbSink
 from dreamer4.errors import DreamerError, NonFiniteError, RunError
 
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")  # looked at by the imports below
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")  # how soon a start, a loss or the end is noticed
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # files that settings name lie where the user says they do
 
 import ray.train
@@ -37,36 +38,6 @@ FAILURES = 3  # in a row without a new checkpoint, after which something is wron
 POLL_SECONDS = 0.5
 
 T = TypeVar("T")
-
-
-@dataclass
-class News:
-    """What the trainers did since they were last asked."""
-
-    starts: list[tuple[int, int]] = field(default_factory=list)  # updates done before, and number of trainers
-    step: int = 0  # of the first row
-    rows: list[dict[str, float]] = field(default_factory=list)
-    cpu_seconds: float = 0.0
-
-
-class Board:
-    """Where trainers leave news for the driver: an actor, so that they never wait for each other."""
-
-    def __init__(self) -> None:
-        self.news = News()
-
-    def start(self, step: int, trainers: int) -> None:
-        self.news = News([*self.news.starts, (step, trainers)], step, [], self.news.cpu_seconds)
-
-    def tell(self, rows: list[dict[str, float]]) -> None:
-        self.news.rows += rows
-
-    def spent(self, cpu_seconds: float) -> None:
-        self.news.cpu_seconds += cpu_seconds
-
-    def take(self) -> News:
-        news, self.news = self.news, News(step=self.news.step + len(self.news.rows))
-        return news
 
 
 class TogetherError(Exception):

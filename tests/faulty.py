@@ -51,3 +51,19 @@ class Crashes:
         raise KeyError("a bug in a constructor")
 
     def work(self) -> None: ...
+
+
+class Mortal:
+    """Makes shards, and dies at the first tries of one of them; notes in a file per shard which processes tried."""
+
+    def __init__(self, folder: Path, fatal: int, deaths: int):
+        self.folder, self.fatal, self.deaths = folder, fatal, deaths
+
+    def make(self, index: int) -> float:
+        with open(self.folder / str(index), "a+") as file:
+            file.write(f"{os.getpid()}\n")
+            file.seek(0)
+            tries = len(file.readlines())
+        if index == self.fatal and tries <= self.deaths:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return 0.5
