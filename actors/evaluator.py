@@ -74,7 +74,7 @@ class DemonstratorPolicy:
 
     def act(self, moment: Moment) -> np.ndarray:
         actions = np.zeros_like(moment.act_in_BA)
-        for row in np.flatnonzero(moment.playing_B):
+        for row in np.flatnonzero(moment.playing_B).tolist():
             if moment.first_B[row]:
                 random = numpy_generator(self.seed, "demonstrator policy", int(moment.episode_B[row]))
                 self.players[row] = Demonstrator(self.env_name, moment.envs[row], self.mixture, random)

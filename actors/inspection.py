@@ -23,7 +23,7 @@ def save_inspection(path: Path, found: Mapping[str, Any]) -> None:
     """
     path = Path(path)
     with replacing(path / "arrays.npz") as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, **dict(_arrays(found)))
+        np.savez_compressed(file, **dict(_arrays(found)))  # pyright: ignore[reportArgumentType]
     write_json(path / "inspection.json", _plain(found))
 
 

@@ -144,6 +144,10 @@ def _sizes(config: RunConfig) -> Iterator[str]:
             f"resources.workers ({resources.workers}) must lie between resources.min_workers ({least}) and "
             f"resources.max_workers ({most}), and all be at least 1"
         )
+    divided = {"heads": dynamics.heads, "kv_heads": dynamics.kv_heads, "hidden": dynamics.hidden}
+    if resources.shards > 0 and any(size % resources.shards for size in divided.values()):
+        listed = ", ".join(f"dynamics.{name} ({size})" for name, size in divided.items())
+        yield f"resources.shards ({resources.shards}) must divide {listed}"
     if resources.scale_seconds <= 0 or resources.rollout_timeout <= 0:
         yield "resources.scale_seconds and resources.rollout_timeout are seconds, so greater than 0"
     if resources.device == "cuda" and not resources.trainer_gpus:

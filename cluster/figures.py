@@ -73,7 +73,7 @@ def _style(axis: Axes, theme: Theme) -> None:
         spine.set_color(theme.faint)
     for text in (axis.xaxis.label, axis.yaxis.label, axis.title):
         text.set_color(theme.ink)
-        text.set_size(9.5)
+        text.set_fontsize(9.5)
 
 
 def _png(figure: Figure, dpi: int) -> bytes:

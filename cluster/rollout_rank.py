@@ -3,11 +3,9 @@
 import time
 from pathlib import Path
 
-import ray
-
 from actors.imagination import ImaginationWorker
 from cluster.messages import Cost
-from cluster.models import RunData, choose_device, load_agent, load_agent_share, load_policy
+from cluster.models import RunData, choose_device, load_agent, load_agent_share
 from cluster.run import Run
 from cluster.variants import Variant
 from dreamer4.agent import Heads
@@ -20,12 +18,12 @@ ARRAYS = ("features_BTM", "act_out_BTA", "log_prob_BT", "reward_BT", "continue_B
 
 
 def build_worker(run: Run, variant: Variant, dynamics: Dynamics, heads: Heads) -> ImaginationWorker:
-    """The plain worker around a world model, with its contexts and the cloned policy."""
+    """The plain worker around a world model, with its contexts; until it is told another, its policy is the clone."""
     imagination, batch = variant.imagination(run.config)
     return ImaginationWorker(
         dynamics,
         heads,
-        load_policy(run, "bc"),
+        heads.policy,
         RunData(run).clips("contexts", latents=True, ends_alive=True),
         run.config.shortcut,
         imagination,
@@ -48,8 +46,8 @@ class RolloutRank:
         self.reserved = None
 
     def endpoint(self) -> tuple[str, int]:
-        """Where the other ranks meet this one: an address of its node and a port that it has reserved."""
-        address = ray.util.get_node_ip_address()
+        """Where the other ranks meet this one: an address of their node and a port that it has reserved."""
+        address = "127.0.0.1"  # the ranks of a group are on one node, and nobody else is to talk to them
         self.reserved = reserve(address)
         return address, self.reserved.getsockname()[1]
 

@@ -5,7 +5,7 @@ generator wherever the logits are.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, Self
 
 import torch
@@ -101,7 +101,11 @@ class Gaussian:
         return 0.5 * ((2 * log_ratio).exp() + distance.square() - 1 - 2 * log_ratio).sum(-1)
 
 
-KINDS: dict[str, type[Distribution]] = {"categorical": Categorical, "binary": Binary, "continuous": Gaussian}
+KINDS: dict[str, Callable[[Tensor], Distribution]] = {
+    "categorical": Categorical,
+    "binary": Binary,
+    "continuous": Gaussian,
+}
 
 
 def logits_of(part: Part) -> int:

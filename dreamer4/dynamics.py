@@ -101,8 +101,9 @@ class ActionEncoder(nn.Module):
         self.parts = nn.ModuleList()
         for part in space.parts:
             inputs = part.size if part.kind != "binary" else 2 * part.size
-            self.parts.append(nn.Linear(inputs, tokens * width, bias=False))
-            nn.init.normal_(self.parts[-1].weight, std=0.02 if part.kind == "continuous" else 0.1)
+            linear = nn.Linear(inputs, tokens * width, bias=False)
+            nn.init.normal_(linear.weight, std=0.02 if part.kind == "continuous" else 0.1)
+            self.parts.append(linear)
 
     def forward(self, actions_BTA: Tensor, known_BT: Tensor) -> Tensor:
         """`[B, T, tokens, M]`."""
@@ -115,7 +116,7 @@ class ActionEncoder(nn.Module):
                 one_hot = torch.cat([values, 1 - values], dim=-1)
             else:
                 one_hot = values
-            total = total + encode(one_hot.to(encode.weight.dtype))
+            total = total + encode(one_hot.to(self.base.dtype))
         total = total.unflatten(-1, (self.tokens, -1))
         return self.base + torch.where(known_BT[..., None, None], total, 0.0)
 

@@ -27,6 +27,9 @@ INPUT_STD = (0.458, 0.448, 0.450)
 class Perceptual(nn.Module):
     """Distance `[N]` of images `[N, H, W, 3]` in [0, 1]; frozen, fp32."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         channels, blocks = 3, []
@@ -52,7 +55,9 @@ class Perceptual(nn.Module):
         network = cls()
         vgg_weights, linear_weights = _read(vgg), _read(linear)
         for block, convolutions in zip(VGG_BLOCKS, network.blocks, strict=True):
+            assert isinstance(convolutions, nn.ModuleList)
             for (_, number), convolution in zip(block, convolutions, strict=True):
+                assert isinstance(convolution, nn.Conv2d) and convolution.bias is not None
                 _copy(convolution.weight, vgg_weights, f"features.{number}.weight", vgg)
                 _copy(convolution.bias, vgg_weights, f"features.{number}.bias", vgg)
         for i, weight in enumerate(network.linear):
@@ -63,6 +68,7 @@ class Perceptual(nn.Module):
         x = (images_NHWC.float().permute(0, 3, 1, 2) * 2 - 1 - self.mean) / self.std
         outputs = []
         for i, block in enumerate(self.blocks):
+            assert isinstance(block, nn.ModuleList)
             if i:
                 x = F.max_pool2d(x, 2)
             for convolution in block:

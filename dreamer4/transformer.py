@@ -222,6 +222,7 @@ class Transformer(nn.Module):
         self.norm = RMSNorm(config.width)
         initialise_linears(self)
         for layer in self.layers:
+            assert isinstance(layer, Layer)
             for linear in (layer.attention.out, layer.mlp.down):
                 linear.weight.data.mul_((2 * config.depth) ** -0.5)
 

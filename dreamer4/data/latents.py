@@ -30,7 +30,7 @@ def weights_fingerprint(weights: Mapping[str, Tensor]) -> str:
     for name in sorted(weights):
         checksum = zlib.crc32(name.encode(), checksum)
         numbers = weights[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        checksum = zlib.crc32(numbers.numpy(), checksum)
+        checksum = zlib.crc32(numbers.numpy().data, checksum)
     return f"{checksum:08x}"
 
 

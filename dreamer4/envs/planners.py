@@ -87,7 +87,7 @@ class BotPlanner:
         if not self.lost:
             self.bot.stack = _Plan(self.bot.stack)
             try:
-                return int(self.bot.replan(last_action))
+                return int(self.bot.replan(last_action))  # pyright: ignore[reportArgumentType]
             except (DisappearedBoxError, AssertionError, RecursionError):
                 self.lost = True
         return None
