@@ -18,6 +18,7 @@ from worlds import World
 
 from dreamer4.data.episodes import EpisodeDataset
 from dreamer4.data.latents import LatentDataset
+from dreamer4.errors import DataError
 from dreamer4.shortcut import ShortcutConfig
 from learners.agent import AgentLearner, AgentTraining, FilteredBCLearner
 from learners.dynamics import DynamicsLearner, DynamicsTraining
@@ -180,3 +181,15 @@ def failure(mesh: DeviceMesh, folder: Path, config: ParallelConfig) -> tuple[str
             torch.distributed.barrier()
             return f"{type(error).__name__}: {error}", index
     return "", 4
+
+
+def fail_together(mesh: DeviceMesh, rank: int | None) -> str:
+    """Something that fails in one rank."""
+    from cluster.train_job import together  # Ray Train takes seconds to import
+
+    def action() -> str:
+        if mesh.get_local_rank() == rank:
+            raise DataError(f"rank {rank} has no disk")
+        return f"rank {mesh.get_local_rank()} did it"
+
+    return together(action)

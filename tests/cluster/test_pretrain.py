@@ -1,149 +1,65 @@
-"""Stages 1 to 3 in several processes by the real Ray Train: the same numbers, whatever is killed and started again."""
+"""Stages 1 to 3: the loop over their updates; several trainers by the real Ray Train give the numbers of one."""
 
-import os
+import importlib
 import shutil
-import signal
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from threading import Thread
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
+from ranks import RankError, Ranks
+from ray.exceptions import RayActorError
+from spread import fail_together
+from trained import (
+    SAVE_EVERY,
+    SETTINGS,
+    STEPS,
+    TOLERANCE,
+    Killer,
+    alone,
+    assert_as_alone,
+    distance,
+    opened,
+    recorded,
+    starts,
+    train,
+)
 
-from actors.collector import Collector
+from cluster.board import Board, News
 from cluster.config import configure
-from cluster.ledger import read_ledger
 from cluster.presets import smoke
 from cluster.pretrain import StageTrainer, Steps, train_stage
 from cluster.run import Run
-from cluster.telemetry import MetricsWriter, read_metrics
-from dreamer4.data.writer import DatasetWriter
-from dreamer4.envs.registry import spec
-from dreamer4.errors import NonFiniteError
+from cluster.runtime import logical_cpus
+from cluster.telemetry import MetricsWriter
+from dreamer4.errors import ConfigError, DataError, RunError
+from learners.tokenizer import TokenizerTraining
 
+__all__ = ["alone", "opened", "recorded"]
 pytestmark = pytest.mark.xdist_group("ray")
-STEPS, SAVE_EVERY = 120, 40
-SETTINGS = [
-    f"tokenizer_training.steps={STEPS}",
-    f"tokenizer_training.save_every={SAVE_EVERY}",
-    "tokenizer_training.optim.lr=1e-3",
-]
-TOLERANCE = 1e-4
-Open = Callable[..., Run]
-
-
-@pytest.fixture(scope="module")
-def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run directory with recordings and nothing else."""
-    path, config = tmp_path_factory.mktemp("recorded") / "run", configure(smoke(), SETTINGS)
-    env, collector = spec(config.env), Collector(config.env, config.data.demonstrator, config.seed)
-    with (
-        Run.open(path, config) as run,
-        DatasetWriter(run.data, env.name, env.frame_shape, env.actions, env.tasks) as to,
-    ):
-        for episode in collector.collect(0, 30):
-            to.add(episode)
-    return path
-
-
-@pytest.fixture(scope="module")
-def alone(recorded: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, float]], Any]:
-    """Metrics and last checkpoint of one plain trainer, without Ray."""
-    path = tmp_path_factory.mktemp("alone") / "run"
-    shutil.copytree(recorded, path)
-    trainer = StageTrainer(str(path), "tokenizer")
-    rows: list[dict[str, float]] = []
-    Steps(trainer.portion, lambda step, more: rows.extend(more), lambda step: trainer.save()).run(
-        0, trainer.run.config.tokenizer_training
-    )
-    return rows, trainer.checkpoints.load()
-
-
-@pytest.fixture
-def opened(recorded: Path, tmp_path: Path) -> Iterator[Open]:
-    """Gives a run of its own with further settings, on the same recordings."""
-    path = tmp_path / "run"
-    shutil.copytree(recorded, path, ignore=lambda *_: {"config.json"})
-    runs: list[Run] = []
-
-    def open_run(*settings: str) -> Run:
-        runs.append(Run.open(path, configure(smoke(), [*SETTINGS, *settings])))
-        return runs[-1]
-
-    yield open_run
-    for run in runs:
-        run.close()
-
-
-def assert_as_alone(run: Run, alone: tuple[list[dict[str, float]], Any]) -> None:
-    """One row per update, in order, with the numbers of one trainer; and its last checkpoint, all but for rounding."""
-    rows, last = alone
-    found = read_metrics(run.metrics_path, "tokenizer")
-    assert [row["step"] for row in found] == list(range(STEPS))
-    for row, expected in zip(found, rows, strict=True):
-        assert {name: row[name] for name in expected} == pytest.approx(expected, rel=1e-3)
-    saved = run.checkpoints("tokenizer").load(config=run.identity())
-    assert saved.step == STEPS and saved.weights.keys() == last.weights.keys()
-    for name, weight in last.weights.items():
-        assert float((saved.weights[name] - weight).abs().max()) < TOLERANCE, name
-    moments, expected = saved.state["optimizer"], last.state["optimizer"]
-    assert moments.keys() == expected.keys()
-    assert all(moments[i]["exp_avg"].shape == one["exp_avg"].shape for i, one in expected.items())
-    record = run.finished("tokenizer")
-    assert record is not None and record["steps"] == STEPS and record["cpu_seconds"] > 0
-
-
-def starts(run: Run) -> list[dict[str, Any]]:
-    return [event for event in read_ledger(run.path, "tokenizer") if event["event"] == "start"]
-
-
-class Killer(Thread):
-    """Kills a trainer in mid-interval, after the first checkpoint, and remembers how far the log was then."""
-
-    def __init__(self, run: Run, rank: int):
-        super().__init__(daemon=True)
-        self.run_directory, self.rank, self.logged = run, rank, 0
-
-    def run(self) -> None:
-        deadline = time.monotonic() + 300
-        while time.monotonic() < deadline:
-            time.sleep(0.01)
-            saved = self.run_directory.checkpoints("tokenizer").latest()
-            rows = len(read_metrics(self.run_directory.metrics_path, "tokenizer"))
-            if saved is not None and saved < rows < STEPS - 5:
-                os.kill(starts(self.run_directory)[-1]["processes"][self.rank], signal.SIGKILL)
-                self.logged = rows
-                return
 
 
 @pytest.mark.slow
-def test_killed_trainer_is_started_again_from_the_last_checkpoint(ray_up, alone, opened):
-    run = opened("resources.trainers=2")
+def test_lost_trainer_is_started_again_and_another_number_goes_on(ray_up, alone, opened, tmp_path):
+    """One trainer does the beginning, two with a sharded model the rest, and one of the two is killed meanwhile.
+
+    Everything is copied to a storage, from which a lost folder comes back.
+    """
+    run = opened()
+    early, metrics = StageTrainer(str(run.path), "tokenizer"), MetricsWriter(run)
+    while early.position < SAVE_EVERY:
+        step = early.position
+        for number, row in enumerate(early.portion(SAVE_EVERY - step), start=step):
+            metrics.write("tokenizer", number, row)
+    early.save()
+    storage = f"resources.storage=file://{tmp_path}/storage"
+    run = opened("resources.trainers=2", "parallel.sharding=fsdp", storage)
     killer = Killer(run, rank=1)
     killer.start()
     train_stage(run, "tokenizer")
-    first, *later = starts(run)
-    assert first["updates"] == 0 and len(first["processes"]) == first["trainers"] == 2
-    assert later and 0 < later[0]["updates"] < killer.logged < STEPS, "it was hit in mid-run, and updates were redone"
-    assert not set(first["processes"]) & set(later[-1]["processes"])
-    assert_as_alone(run, alone)
-
-
-@pytest.mark.slow
-def test_another_number_of_trainers_goes_on_and_the_storage_has_a_copy(ray_up, alone, opened, tmp_path):
-    """One trainer does the beginning, two with a sharded model the rest; a lost folder comes back from the storage."""
-    with opened() as run:
-        early, metrics = StageTrainer(str(run.path), "tokenizer"), MetricsWriter(run)
-        while early.position < SAVE_EVERY:
-            step = early.position
-            for number, row in enumerate(early.portion(SAVE_EVERY - step), start=step):
-                metrics.write("tokenizer", number, row)
-        early.save()
-    storage = f"resources.storage=file://{tmp_path}/storage"
-    run = opened("resources.trainers=2", "parallel.sharding=fsdp", storage)
-    train_stage(run, "tokenizer")
-    assert [(event["updates"], event["trainers"]) for event in starts(run)] == [(SAVE_EVERY, 2)]
+    first, second, *_ = starts(run)
+    assert first["updates"] == SAVE_EVERY and first["trainers"] == second["trainers"] == len(first["processes"]) == 2
+    assert SAVE_EVERY <= second["updates"] < killer.logged < STEPS, "it was hit in mid-run, and updates were redone"
+    assert not set(first["processes"]) & set(second["processes"])
     assert_as_alone(run, alone)
     shutil.rmtree(run.path / "tokenizer")
     again = StageTrainer(str(run.path), "tokenizer")
@@ -151,10 +67,125 @@ def test_another_number_of_trainers_goes_on_and_the_storage_has_a_copy(ray_up, a
     assert again.restore() == STEPS
 
 
-@pytest.mark.slow
-def test_loss_that_is_no_number_is_one_sentence_and_nobody_tries_again(ray_up, opened):
-    run = opened("resources.trainers=2", "tokenizer_training.optim.lr=1e30", "tokenizer_training.optim.warmup_steps=0")
-    with pytest.raises(NonFiniteError, match=r"^tokenizer: .* at step ") as caught:
-        train_stage(run, "tokenizer")
-    assert "\n" not in str(caught.value)
-    assert len(starts(run)) == 1
+def test_another_seed_learns_something_else(recorded, alone, tmp_path):
+    """Negative control: what `assert_as_alone` allows is less than what seeds differ by, even after few updates."""
+    path = tmp_path / "run"
+    shutil.copytree(recorded, path, ignore=lambda *_: {"config.json"})
+    with Run.open(path, configure(smoke(), [*SETTINGS, "seed=1", "tokenizer_training.steps=2"])):
+        assert distance(train(path).last, alone.last) > 1000 * TOLERANCE
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[Ranks]:
+    ranks = Ranks(2)
+    yield ranks
+    ranks.close()
+
+
+def test_mistake_of_one_trainer_is_that_of_all(pair):
+    assert pair.call(fail_together, None) == ["rank 0 did it", "rank 1 did it"]
+    for rank in (0, 1):
+        with pytest.raises(RankError) as caught:
+            pair.call(fail_together, rank)
+        assert str(caught.value).count(f"TogetherError: rank {rank} has no disk") == 2
+    assert pair.call(fail_together, None) == ["rank 0 did it", "rank 1 did it"], "they can go on"
+
+
+@pytest.mark.parametrize(("start", "saved"), [(0, [4, 8, 10]), (4, [8, 10]), (5, [8, 10]), (10, [])])
+def test_updates_are_logged_before_they_are_saved(start, saved):
+    events = []
+
+    def portion(most):
+        return [{"loss": 0.0}] * min(most, 3)
+
+    steps = Steps(portion, lambda step, rows: events.append((step, len(rows))), lambda step: events.append(step))
+    assert steps.run(start, replace(TokenizerTraining(), steps=10, save_every=4)) == 10
+    assert [event for event in events if isinstance(event, int)] == saved
+    position = start
+    for event in events:
+        if isinstance(event, int):
+            assert event == position
+        else:
+            assert event[0] == position
+            position += event[1]
+
+
+def test_news_are_told_once():
+    board = Board()
+    board.start(4, 2)
+    board.tell([{"a": 1.0}, {"a": 2.0}])
+    board.spent(1.5), board.spent(0.5)
+    assert board.take() == News([(4, 2)], 4, [{"a": 1.0}, {"a": 2.0}], 2.0)
+    board.tell([{"a": 3.0}])
+    assert board.take() == News([], 6, [{"a": 3.0}], 0.0)
+
+
+def test_what_a_lost_trainer_told_is_forgotten_when_others_go_on():
+    board = Board()
+    board.start(0, 2)
+    board.tell([{"a": 1.0}] * 7)
+    board.spent(1.0)
+    board.start(4, 1)
+    board.tell([{"a": 5.0}])
+    assert board.take() == News([(0, 2), (4, 1)], 4, [{"a": 5.0}], 1.0)
+
+
+@pytest.fixture
+def train_job():
+    """Imported when it is needed, because Ray Train takes seconds."""
+    return importlib.import_module("cluster.train_job")
+
+
+def test_display_says_when_trainers_go_on(train_job, capsys):
+    display = train_job._Display("dynamics", 10, None)
+    display.update(News([(0, 2)], 0, [{"loss": 1.0}] * 6))
+    assert "go on" not in capsys.readouterr().err
+    display.update(News([(4, 1)], 4, [{"loss": 1.0}] * 6))
+    display.close()
+    shown = capsys.readouterr().err
+    assert "dynamics: 1 trainers go on from update 4" in shown and "dynamics 10/10" in shown
+
+
+@pytest.mark.parametrize(
+    ("failures", "expected", "words"),
+    [
+        ({0: RuntimeError("connection closed"), 1: DataError("no shard 3")}, DataError, ["no shard 3"]),
+        ({0: RuntimeError("connection closed"), 1: RayActorError()}, RunError, ["dynamics", "4 times", "same command"]),
+        ({0: ZeroDivisionError("a bug")}, None, ["a bug"]),
+    ],
+)
+def test_what_ended_the_training_is_one_sentence_but_a_bug_keeps_its_traceback(train_job, failures, expected, words):
+    error = train_job.ray.train.WorkerGroupError("\n".join(map(repr, failures.values())), failures)
+    reason = train_job._reason("dynamics", error)
+    assert type(reason) is (expected or type(error)) and all(word in str(reason) for word in words)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["resources.trainers=5"], ["tokenizer_training.batch (32)", "trainers (5)"]),
+        (["resources.trainers=2", "dynamics_training.long_batch=3"], ["dynamics_training.long_batch (3)"]),
+        (["parallel.accumulate=3"], ["accumulate (3)"]),
+        (["parallel.accumulate=0"], ["parallel.accumulate", "0"]),
+        (["resources.trainers=0"], ["resources.trainers must be at least 1"]),
+        (["resources.trainers=2", "resources.min_trainers=3"], ["min_trainers (3)", "trainers (2)"]),
+        (["resources.min_trainers=0"], ["min_trainers (0)"]),
+        (["resources.trainers=2", "resources.trainer_gpus=0.5"], ["2 trainers", "0.5"]),
+        (["parallel.sharding=all"], ["parallel.sharding", "'fsdp'"]),
+    ],
+)
+def test_impossible_trainers_are_refused_with_the_numbers(settings, words):
+    with pytest.raises(ConfigError) as caught:
+        configure(smoke(), settings)
+    assert all(word in str(caught.value) for word in words) and "\n" not in str(caught.value)
+
+
+def test_there_is_room_for_all_trainers():
+    assert logical_cpus(configure(smoke(), ["resources.trainers=8"])) == 8
+
+
+def test_how_training_is_spread_may_change_from_start_to_start(tmp_path):
+    settings = ["resources.trainers=2", "parallel.sharding=fsdp", "parallel.precision=bfloat16"]
+    for more in ([], settings):
+        with Run.open(tmp_path / "run", configure(smoke(), more)) as run:
+            assert "parallel" not in run.identity()

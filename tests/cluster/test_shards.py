@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from faulty import Mortal
 from fragile import FragileWriter
+from trained import record
 
-from actors.collector import Collector
 from actors.encoder import Encoder
 from cluster import stages
 from cluster.config import configure
@@ -16,8 +16,6 @@ from cluster.placement import worker
 from cluster.presets import smoke
 from cluster.run import Run
 from cluster.stages import LOSSES, encode, make_shards
-from dreamer4.data.writer import DatasetWriter
-from dreamer4.envs.registry import spec
 from dreamer4.errors import RunError
 
 pytestmark = [pytest.mark.usefixtures("ray_up"), pytest.mark.xdist_group("ray")]
@@ -66,12 +64,7 @@ def test_shard_that_kills_whoever_makes_it_ends_the_stage(run, tmp_path):
 @pytest.mark.slow
 def test_latents_are_whole_after_an_encoder_was_killed(run, monkeypatch):
     """`dreamer4 encode` with real models; the latents are those of an encoder that nobody disturbed."""
-    config = run.config
-    env, collector = spec(config.env), Collector(config.env, config.data.demonstrator, config.seed)
-    shape = (env.name, env.frame_shape, env.actions, env.tasks)
-    with DatasetWriter(run.data, *shape, shard_frames=60) as writer:
-        for episode in collector.collect(0, 25):
-            writer.add(episode)
+    record(run, episodes=25, shard_frames=60)
     run.checkpoints("tokenizer").save(1, new_tokenizer(run).state_dict(), {}, run.identity())
     monkeypatch.setattr(stages, "LatentWriter", FragileWriter)
     encode(run)
