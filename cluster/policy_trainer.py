@@ -8,6 +8,7 @@ import os
 import time
 from collections import deque
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -107,8 +108,8 @@ class PolicyTrainer:
             {"version": w.version, "policy": {k: torch.from_numpy(v) for k, v in w.policy.items()}} for w in self.recent
         ]
         state = {"learner": self.learner.state(), "recent": recent}
-        self.registry.check(lease)  # right before: whoever lost the lease may not publish
-        self.checkpoints.save(self.learner.updates, self.learner.weights(), state, self.config)
+        permitted = partial(self.registry.check, lease)  # whoever lost the lease may not publish
+        self.checkpoints.save(self.learner.updates, self.learner.weights(), state, self.config, permitted)
 
     def _obey(self, lease: Lease) -> None:
         if lease.token < self.token:

@@ -87,13 +87,22 @@ class Checkpoints:
     def latest(self) -> int | None:
         return max(self.steps(), default=None)
 
-    def save(self, step: int, weights: Mapping[str, Tensor], state: Any, config: Mapping[str, Any]) -> Path:
+    def save(
+        self,
+        step: int,
+        weights: Mapping[str, Tensor],
+        state: Any,
+        config: Mapping[str, Any],
+        permitted: Callable[[], None] = lambda: None,
+    ) -> Path:
         """Writes the checkpoint of a step, then removes those beyond the newest `keep`.
 
         Args:
             state: optimizer, normaliser and counters: nested dicts (keys str or int), lists and tuples of tensors,
                 numbers, booleans, strings and None.
             config: JSON object that `load` compares.
+            permitted: called when all is written, right before the checkpoint gets its name; whoever may not write any
+                more raises there.
 
         Raises:
             RunError: the folder can't be written, such as a full disk; the former checkpoints are untouched.
@@ -109,6 +118,7 @@ class Checkpoints:
                 flush(temporary / name)
             files = {name: _fingerprint(temporary / name) for name in NUMBERS}
             write_json(temporary / RECORD, {"step": step, "config": config, "files": files, "state": structure})
+            permitted()
             return self._publish(step, temporary)
         except OSError as error:
             raise RunError(f"can't write checkpoint {step} to '{self.folder}': {error.strerror or error}") from error

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import counting
-import psutil
 import pytest
 from driver import driver
+from living import alive
 
 from cluster.guard import offspring
 from cluster.local_cluster import LocalCluster, LocalNode
@@ -41,10 +41,6 @@ def call(cluster: LocalCluster) -> Iterator[Call]:
 def family(node: LocalNode | None) -> set[int]:
     assert node is not None
     return {node.process.pid, *offspring(node.process.pid)}
-
-
-def alive(pids: set[int]) -> set[int]:
-    return {pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE}
 
 
 def eventually(true: Callable[[], bool]) -> bool:

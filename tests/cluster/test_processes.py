@@ -6,8 +6,8 @@ import threading
 import time
 from pathlib import Path
 
-import psutil
 import pytest
+from living import alive
 
 from cluster.guard import offspring
 from cluster.processes import kill, launch
@@ -23,10 +23,6 @@ def eventually(true) -> bool:
             return False
         time.sleep(0.01)
     return True
-
-
-def alive(pids) -> set[int]:
-    return {pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE}
 
 
 def started(guard: int, count: int) -> set[int]:

@@ -283,3 +283,19 @@ def test_truncated_tensor_file_is_named(tmp_path, size):
         load_tensors(path)
     with pytest.raises(CheckpointError, match=r"absent\.safetensors"):
         load_tensors(tmp_path / "absent.safetensors")
+
+
+def test_who_may_not_write_any_more_publishes_nothing(tmp_path):
+    """Asked when all is written, so that the time between the question and the name is short."""
+    checkpoints, asked = Checkpoints(tmp_path), []
+
+    def refuse() -> None:
+        asked.append([path.name for path in tmp_path.glob(".partial-*/*")])
+        raise RunError("somebody else writes")
+
+    checkpoints.save(1, {"w": torch.ones(2)}, {}, {})
+    with pytest.raises(RunError, match="somebody else writes"):
+        checkpoints.save(2, {"w": torch.ones(2)}, {}, {}, refuse)
+    assert checkpoints.steps() == [1]
+    assert "checkpoint.json" in asked[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["00000001"]
