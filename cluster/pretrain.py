@@ -4,6 +4,8 @@ A portion's metrics are written before the checkpoint, so a checkpoint never kno
 log has beyond a checkpoint is cut off and done again.
 """
 
+import os
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ from typing import Any
 import torch
 
 from cluster.clock import Clock
+from cluster.lease import LeaseKeeper
 from cluster.models import RunData, choose_device, load_agent, load_dynamics, new_dynamics, new_heads, new_tokenizer
 from cluster.models import load_policy as load_policy_head
 from cluster.placement import result, worker
@@ -125,18 +128,27 @@ class Steps:
 
 
 def train_stage(run: Run, stage: str) -> None:
-    """Trains a stage to its end, from wherever its last checkpoint is: in one actor, or in several by Ray Train."""
-    if run.config.resources.trainers > 1:
-        from cluster.train_job import train_together  # importing Ray Train takes seconds
+    """Trains a stage to its end, from wherever its last checkpoint is: in one actor, or in several by Ray Train.
 
-        times = train_together(run, stage)
-    else:
-        times = train_alone(run, stage)
-    run.finish(stage, {"steps": getattr(run.config, f"{stage}_training").steps, **times})
+    Raises:
+        RunError: another process writes the run.
+    """
+    steps = getattr(run.config, f"{stage}_training").steps
+    holder = f"{stage} training of process {os.getpid()} on {socket.gethostname()}"
+    with LeaseKeeper(run.path, holder) as keeper:
+        keeper.publish(stage=stage, state="running", steps=steps)
+        if run.config.resources.trainers > 1:
+            from cluster.train_job import train_together  # importing Ray Train takes seconds
+
+            times = train_together(run, stage)
+        else:
+            times = train_alone(run, stage, keeper)
+        run.finish(stage, {"steps": steps, **times})
+        keeper.publish(stage=stage, state="done", step=steps)
 
 
-def train_alone(run: Run, stage: str) -> dict[str, float]:
-    """One actor trains, this process keeps the log; returns the times of the stage."""
+def train_alone(run: Run, stage: str, keeper: LeaseKeeper) -> dict[str, float]:
+    """One actor trains, this process keeps the log and the lease; returns the times of the stage."""
     training, resources = getattr(run.config, f"{stage}_training"), run.config.resources
     trainer = worker(
         StageTrainer, cpus=1, gpus=resources.trainer_gpus, name=f"{stage} trainer", threads=resources.trainer_threads
@@ -154,7 +166,11 @@ def train_alone(run: Run, stage: str) -> dict[str, float]:
             progress.update(first + len(rows), rows[-1])
             clock.add_cpu(result(trainer.cpu_seconds.remote()))
 
-        steps = Steps(lambda most: result(trainer.portion.remote(most)), log, lambda _: result(trainer.save.remote()))
-        steps.run(step, training)
+        def save(done: int) -> None:
+            keeper.check()  # whoever lost the lease writes no checkpoint
+            result(trainer.save.remote())
+            keeper.publish(step=done)
+
+        Steps(lambda most: result(trainer.portion.remote(most)), log, save).run(step, training)
         progress.close()
         return clock.record()

@@ -26,6 +26,7 @@ from trained import (
 
 from cluster.board import Board, News
 from cluster.config import configure
+from cluster.lease import LeaseKeeper
 from cluster.presets import smoke
 from cluster.pretrain import StageTrainer, Steps, train_stage
 from cluster.run import Run
@@ -189,3 +190,14 @@ def test_how_training_is_spread_may_change_from_start_to_start(tmp_path):
     for more in ([], settings):
         with Run.open(tmp_path / "run", configure(smoke(), more)) as run:
             assert "parallel" not in run.identity()
+
+
+def test_a_run_that_another_one_writes_is_not_trained(tmp_path):
+    """Refused before anything is started, so without Ray."""
+    with (
+        Run.open(tmp_path / "run", configure(smoke(), [])) as run,
+        LeaseKeeper(run.path, "somebody"),
+        pytest.raises(RunError, match="is written by 'somebody'"),
+    ):
+        train_stage(run, "tokenizer")
+    assert run.checkpoints("tokenizer").latest() is None and run.finished("tokenizer") is None
