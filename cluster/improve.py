@@ -12,12 +12,15 @@ from ray.exceptions import ActorDiedError, GetTimeoutError, RayError
 
 from cluster.coordinator import DONE, FAILED, RUNNING, STOPPED, Status, start_coordinator
 from cluster.placement import mistake_behind
+from cluster.registry import open_registry
 from cluster.run import Run
 from cluster.telemetry import Progress
 from cluster.variants import VARIANTS
 from dreamer4.errors import RunError
 
 POLL_SECONDS = 0.2
+HEARING_SECONDS = 10.0  # for an answer
+SILENCE_SECONDS = 120.0  # after which the lease is looked at: longer than a coordinator takes to come back
 STOP_SECONDS = 30.0  # that an interrupted client waits for the last checkpoint
 
 
@@ -71,20 +74,32 @@ def _attach(run: Run, name: str) -> Any:
 
 
 def _ask(coordinator: Any, run: Run, stage: str) -> Status:
-    """How things are; waits while the coordinator is started again, or while the cluster's head is away."""
+    """How things are; waits while the coordinator is started again, or while the cluster's head is away.
+
+    A client that lived through the loss of the head may never hear of its coordinator again, although both are well:
+    then the run's files and its lease tell how it ended.
+    """
+    asked = time.monotonic()
     while True:
         try:
-            return ray.get(coordinator.status.remote(), timeout=60)
+            return ray.get(coordinator.status.remote(), timeout=HEARING_SECONDS)
         except GetTimeoutError:
-            continue
+            pass
         except ActorDiedError as error:
-            if run.finished(stage) is not None:
-                return Status(DONE)
-            if mistake := mistake_behind(error):
-                raise mistake from None
-            raise RunError(f"the coordinator of stage {stage} of run '{run.path}' was killed: {error}") from error
+            if run.finished(stage) is None:
+                if mistake := mistake_behind(error):
+                    raise mistake from None
+                raise RunError(f"the coordinator of stage {stage} of run '{run.path}' was killed: {error}") from error
         except RayError:  # not to be reached for the moment
             time.sleep(1)
+        if run.finished(stage) is not None:
+            steps = run.config.policy.steps
+            return Status(DONE, steps, steps)
+        if time.monotonic() - asked > SILENCE_SECONDS and open_registry(run.path).read()["holder"] is None:
+            raise RunError(
+                f"stage {stage} of run '{run.path}' is not driven by anybody any more, and its coordinator doesn't "
+                "answer: the same command goes on"
+            )
 
 
 def _stop(coordinator: Any, run: Run, stage: str) -> None:
