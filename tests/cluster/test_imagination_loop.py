@@ -84,15 +84,15 @@ def process_of(handle: Any) -> int:
 
 
 class Killer:
-    """Kills something once, as soon as some updates are applied."""
+    """Kills something once, as soon as some updates are applied and there is a victim."""
 
-    def __init__(self, victim: Callable[[ImaginationLoop], int], after: int):
+    def __init__(self, victim: Callable[[ImaginationLoop], int | None], after: int):
         self.victim, self.after, self.killed_at = victim, after, -1
 
     def __call__(self, loop: ImaginationLoop) -> None:
-        if self.killed_at < 0 and loop.schedule.updates >= self.after:
+        if self.killed_at < 0 and loop.schedule.updates >= self.after and (process := self.victim(loop)) is not None:
             self.killed_at = loop.schedule.updates
-            os.kill(self.victim(loop), signal.SIGKILL)
+            os.kill(process, signal.SIGKILL)
 
 
 SLOW = Costs(rollout_seconds=0.05, update_seconds=0.05)
@@ -100,7 +100,7 @@ SLOW = Costs(rollout_seconds=0.05, update_seconds=0.05)
 
 def test_a_killed_worker_is_replaced_and_its_rollouts_imagined_again(tmp_path):
     plan = Plan(40, 2, 1, save_every=10)
-    kill = Killer(lambda loop: process_of(next(g for g in loop.pool.groups if g.requests).ranks[0]), 12)
+    kill = Killer(lambda loop: next((process_of(g.ranks[0]) for g in loop.pool.groups if g.requests), None), 12)
     state, events, loop = run_loop(tmp_path, plan, 2, SLOW, kill)
     np.testing.assert_array_equal(state, plainly(plan))
     assert 12 <= kill.killed_at < plan.steps, "it was hit in mid-run"
