@@ -57,6 +57,20 @@ class Kill:
     redone: int  # updates that were done once more
 
 
+def processes(cluster: LocalCluster, kind: str) -> list[psutil.Process]:
+    """Of the actors of a kind, on all nodes of a cluster."""
+    trees = [node.process.pid for node in [*cluster.nodes, *([cluster.head] if cluster.head else [])]]
+    found = []
+    for pid in {pid for tree in trees for pid in offspring(tree)}:
+        try:
+            process = psutil.Process(pid)
+            if any(word.startswith(ACTORS[kind]) for word in process.cmdline()):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
 class Drill:
     """One run of stage 4 on a cluster.
 
@@ -127,24 +141,9 @@ class Drill:
         back = [event["updates"] for event in since if event["event"] in ("rewind", "start")]
         return Kill(kind, updates, round(seconds, 2), max([0, *(updates - update for update in back)]))
 
-    def processes(self, kind: str) -> list[psutil.Process]:
-        """Of the actors of a kind, on all nodes of this cluster."""
-        trees = [
-            node.process.pid for node in [*self.cluster.nodes, *([self.cluster.head] if self.cluster.head else [])]
-        ]
-        found = []
-        for pid in {pid for tree in trees for pid in offspring(tree)}:
-            try:
-                process = psutil.Process(pid)
-                if any(word.startswith(ACTORS[kind]) for word in process.cmdline()):
-                    found.append(process)
-            except psutil.Error:
-                continue
-        return found
-
     def _kill_actor(self, kind: str) -> None:
-        self.wait(lambda: bool(self.processes(kind)))
-        self.draw.choice(self.processes(kind)).send_signal(signal.SIGKILL)
+        self.wait(lambda: bool(processes(self.cluster, kind)))
+        self.draw.choice(processes(self.cluster, kind)).send_signal(signal.SIGKILL)
 
     def _kill_node(self) -> None:
         self.cluster.kill_node(self.draw.choice(self.cluster.nodes))

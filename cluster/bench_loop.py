@@ -25,7 +25,7 @@ from cluster.ledger import Ledger
 from cluster.pool import Pool
 from cluster.schedule import Plan
 from cluster.stand_in import Costs, StandInLearner, StandInRank
-from cluster.worker_group import WorkerSpec
+from cluster.worker_group import READY, WorkerSpec
 
 WORKERS = (1, 4, 16, 64)
 WEIGHTS_MB = (1, 10, 100)
@@ -61,7 +61,7 @@ def stand_in_run(workers: int, updates: int, costs: Costs, folder: Path) -> Scal
     loop = ImaginationLoop(plan, pool, learner, 0, ledger, Autoscaler(workers, workers, 1e9, workers), stopped=look)
     try:
         # All workers are up before the clock starts: their start is not the loop's cost.
-        while pool.counts["ready"] < workers:
+        while pool.counts[READY] < workers:
             pool.reconcile(time.monotonic())
             loop.wait()
         loop.run()

@@ -13,7 +13,7 @@ import torch
 from cluster.autoscale import Autoscaler
 from cluster.bench_loop import spilled_bytes, stored_bytes
 from cluster.config import configure
-from cluster.coordinator import start_learner
+from cluster.coordinator import end, start_learner
 from cluster.imagination_loop import ImaginationLoop
 from cluster.lease import LeaseKeeper
 from cluster.ledger import Ledger
@@ -112,7 +112,7 @@ def ray_turn(run: Run, seconds: float, workers: int = 1) -> Turn:
     plan = Plan(policy.steps, policy.rollouts_per_step, policy.max_staleness, policy.steps)
     ledger = Ledger(run.path, "bench")
     with LeaseKeeper(run.path, "dreamer4 bench loop") as keeper:
-        learner = start_learner(run, "policy")
+        learner = start_learner(run, VARIANTS["policy"])
         pool = Pool(
             WorkerSpec(RolloutRank, (str(run.path), VARIANTS["policy"])), "bench real", workers, 600, ledger.note, set
         )
@@ -123,20 +123,7 @@ def ray_turn(run: Run, seconds: float, workers: int = 1) -> Turn:
             return loop.watch(seconds)
         finally:
             pool.close()
-            ray.kill(learner)
-            _wait_until_gone(run)
-
-
-def _wait_until_gone(run: Run) -> None:
-    """The name of a killed actor is free a moment later."""
-    from cluster.coordinator import NAMESPACE, actor_name
-
-    while True:
-        try:
-            ray.get_actor(actor_name(run, "policy", "learner"), namespace=NAMESPACE)
-        except ValueError:
-            return
-        time.sleep(0.1)
+            end(run, "policy", "learner", patience=60)
 
 
 def long_run(run: Run, minutes: float, workers: int) -> int:

@@ -31,7 +31,7 @@ from cluster.rollout_rank import RolloutRank
 from cluster.rollout_telemetry import TelemetryWriter
 from cluster.run import Run
 from cluster.schedule import Plan
-from cluster.variants import VARIANTS
+from cluster.variants import VARIANTS, Variant
 from cluster.worker_group import WorkerSpec, remove_left_over
 from dreamer4.errors import DreamerError, RunError
 
@@ -51,7 +51,6 @@ class Status:
     step: int = 0
     steps: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
-    telemetry: dict[str, Any] = field(default_factory=dict)
     error: DreamerError | None = None
     details: str = ""  # a traceback, where it was not a user's mistake
 
@@ -64,12 +63,12 @@ class Coordinator:
     """Drives stage 4, or one of its controls, to its end. A Ray actor; the loop runs in a thread of its own."""
 
     def __init__(self, path: str, name: str):
-        self.run, self.variant, self.name = Run.attach(Path(path)), VARIANTS[name], name
+        self.run, self.variant = Run.attach(Path(path)), VARIANTS[name]
         self.stop_asked = threading.Event()
         self.heard = threading.Event()
         self.state, self.error, self.details = RUNNING, None, ""
         self.loop: ImaginationLoop | None = None
-        self.telemetry: dict[str, Any] = {}
+        self.cpu_counted = 0.0
         threading.Thread(target=self._main, daemon=True, name="imagination loop").start()
 
     def status(self) -> Status:
@@ -78,7 +77,7 @@ class Coordinator:
         metrics = self.loop.metrics if self.loop else {}
         if self.state != RUNNING:
             self.heard.set()
-        return Status(self.state, step, steps, metrics, self.telemetry, self.error, self.details)
+        return Status(self.state, step, steps, metrics, self.error, self.details)
 
     def stop(self) -> None:
         """Asks the loop to commit what is done and to end. The same command goes on from there."""
@@ -95,13 +94,13 @@ class Coordinator:
             self.details, self.state = traceback.format_exc(), FAILED
         self.heard.wait(LINGER)
         time.sleep(1)  # the answer leaves before its sender
-        _end(actor_name(self.run, self.variant.stage, "coordinator"))
+        end(self.run, self.variant.stage, "coordinator")
 
     def _drive(self) -> None:
         run, stage = self.run, self.variant.stage
         with self._lease() as keeper, Clock(run, stage) as clock:
             remove_left_over(actor_name(run, stage, "worker"))
-            learner = start_learner(run, self.name)
+            learner = start_learner(run, self.variant)
             finished = False
             try:
                 self.loop = loop = self._loop(learner, keeper, clock)
@@ -114,7 +113,7 @@ class Coordinator:
             finally:
                 if self.loop is not None:
                     self.loop.pool.close()
-                _end(actor_name(run, stage, "learner"))
+                end(run, stage, "learner")
             self._count_cpu(clock)
             loop.ledger.note("end", updates=loop.schedule.updates, finished=finished)
             keeper.publish(stage=stage, state=DONE if finished else STOPPED, step=loop.schedule.updates)
@@ -146,7 +145,6 @@ class Coordinator:
         writer = TelemetryWriter(run, stage)
 
         def show(row: dict[str, Any]) -> None:
-            self.telemetry = row
             self._count_cpu(clock)
             writer.write(row)
             keeper.publish(
@@ -188,10 +186,8 @@ class Coordinator:
         if self.loop is not None:
             meter = self.loop.throughput
             own = time.process_time()
-            clock.add_cpu(meter.cpu_seconds + own - self._own_cpu)
-            meter.cpu_seconds, self._own_cpu = 0.0, own
-
-    _own_cpu = 0.0
+            clock.add_cpu(meter.cpu_seconds + own - self.cpu_counted)
+            meter.cpu_seconds, self.cpu_counted = 0.0, own
 
     def _record(self, loop: ImaginationLoop) -> dict[str, Any]:
         meter = loop.throughput
@@ -203,9 +199,9 @@ class Coordinator:
         }
 
 
-def start_learner(run: Run, name: str) -> Any:
+def start_learner(run: Run, variant: Variant) -> Any:
     """The run's learner, found under its name or made. Ray starts it again where it is lost."""
-    resources, variant = run.config.resources, VARIANTS[name]
+    resources = run.config.resources
     return (
         ray.remote(PolicyTrainer)
         .options(
@@ -241,7 +237,16 @@ def start_coordinator(run: Run, name: str) -> Any:
     )
 
 
-def _end(name: str) -> None:
-    """Kills a named actor for good, if there is one."""
-    with suppress(ValueError):
-        ray.kill(ray.get_actor(name, namespace=NAMESPACE))
+def end(run: Run, stage: str, role: str, patience: float = 0.0) -> None:
+    """Kills the coordinator or the learner of a run for good, if there is one.
+
+    Args:
+        patience: seconds to wait until the name is free, so that another one can be made under it.
+    """
+    deadline = time.monotonic() + patience
+    with suppress(ValueError):  # there is none, or none any more
+        actor = ray.get_actor(actor_name(run, stage, role), namespace=NAMESPACE)
+        ray.kill(actor)
+        while time.monotonic() < deadline:
+            ray.get_actor(actor_name(run, stage, role), namespace=NAMESPACE)
+            time.sleep(0.05)

@@ -20,13 +20,13 @@ from ray.exceptions import RayError
 
 from cluster.autoscale import Autoscaler
 from cluster.ledger import Ledger
-from cluster.messages import Request
+from cluster.messages import Request, Told
 from cluster.nodes import living_nodes
-from cluster.placement import cause_of, mistake_behind, objects_lost
+from cluster.placement import cause_of, mistake_behind, objects_lost, result
 from cluster.pool import Arrived, Lost, Pool
 from cluster.schedule import Plan, Schedule
 from cluster.throughput import Throughput
-from cluster.worker_group import READY
+from cluster.worker_group import DRAINING, PENDING, READY, STARTING
 from dreamer4.errors import RunError
 
 AHEAD = 2  # updates handed to the learner: Ray fetches the rollouts of the second one while the first is computed
@@ -84,15 +84,9 @@ class ImaginationLoop:
 
     def position(self) -> int:
         """How many updates the learner has applied; waits while it restarts."""
-        told = self._answer(self.learner.position.remote(self.lease))
+        told: Told = result(self.learner.position.remote(self.lease))
         self.throughput.cpu_seconds += told.cpu_seconds
         return told.updates
-
-    def _answer(self, ref: ObjectRef) -> Any:
-        try:
-            return ray.get(ref)
-        except RayError as error:
-            raise mistake_behind(error) or error from None
 
     def begin(self, updates: int) -> None:
         """Goes on from where the learner is; whatever was asked for before is not wanted any more."""
@@ -212,9 +206,9 @@ class ImaginationLoop:
                 **self.throughput.row(now, counts[READY]),
                 "step": self.schedule.updates,
                 "workers_wanted": self.pool.wanted,
-                "workers_pending": counts["pending"] + counts["starting"],
+                "workers_pending": counts[PENDING] + counts[STARTING],
                 "workers_ready": counts[READY],
-                "workers_draining": counts["draining"],
+                "workers_draining": counts[DRAINING],
                 "workers_lost": self.pool.lost,
                 "rollouts_in_flight": len(queue),
                 "rollouts_waiting": len(self.schedule.waiting),

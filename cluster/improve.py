@@ -10,7 +10,7 @@ from typing import Any
 import ray
 from ray.exceptions import ActorDiedError, GetTimeoutError, RayError
 
-from cluster.coordinator import DONE, FAILED, RUNNING, STOPPED, Status, start_coordinator
+from cluster.coordinator import DONE, FAILED, RUNNING, STOPPED, Status, end, start_coordinator
 from cluster.placement import mistake_behind
 from cluster.registry import open_registry
 from cluster.run import Run
@@ -19,6 +19,7 @@ from cluster.variants import VARIANTS
 from dreamer4.errors import RunError
 
 POLL_SECONDS = 0.2
+NAME_SECONDS = 30.0  # until the name of a killed coordinator is free
 HEARING_SECONDS = 10.0  # for an answer
 SILENCE_SECONDS = 120.0  # after which the lease is looked at: longer than a coordinator takes to come back
 STOP_SECONDS = 30.0  # that an interrupted client waits for the last checkpoint
@@ -50,7 +51,7 @@ def improve_policy(run: Run, name: str = "policy") -> None:
     if progress is not None:
         progress.update(status.step, status.metrics)
         progress.close()
-    _dismiss(coordinator)
+    end(run, stage, "coordinator")
     if status.state == FAILED:
         if status.error is not None:
             raise status.error
@@ -68,7 +69,7 @@ def _attach(run: Run, name: str) -> Any:
     """The coordinator of the run; one that has ended and waits to tell so is replaced."""
     coordinator = start_coordinator(run, name)
     if _ask(coordinator, run, VARIANTS[name].stage).state in (FAILED, STOPPED):
-        _dismiss(coordinator)
+        end(run, VARIANTS[name].stage, "coordinator", patience=NAME_SECONDS)
         coordinator = start_coordinator(run, name)
     return coordinator
 
@@ -109,11 +110,6 @@ def _stop(coordinator: Any, run: Run, stage: str) -> None:
     coordinator.stop.remote()
     while time.monotonic() < deadline and _ask(coordinator, run, stage).state == RUNNING:
         time.sleep(POLL_SECONDS)
-
-
-def _dismiss(coordinator: Any) -> None:
-    """The coordinator has been heard and may go. Its name is free once this returns."""
-    ray.kill(coordinator)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dreamer4.files import append_line
+from dreamer4.files import append_line, read_events
 
 FILE = "ledger.jsonl"
 
@@ -33,17 +33,8 @@ class Ledger:
 
 
 def read_ledger(run: Path, stage: str | None = None) -> list[dict[str, Any]]:
-    """Events in order; half a line that a killed writer left is skipped."""
-    path = Path(run) / FILE
-    if not path.exists():
-        return []
-    events = []
-    for line in path.read_bytes().split(b"\n"):
-        try:
-            events.append(json.loads(line))
-        except ValueError:  # the end of the file, or half a line
-            continue
-    return [event for event in events if stage is None or event["stage"] == stage]
+    """Events in order, of one stage or of all."""
+    return read_events(Path(run) / FILE, stage)
 
 
 def broken_promises(events: list[dict[str, Any]], steps: int, save_every: int) -> list[str]:

@@ -14,6 +14,19 @@ class Request:
     since: float = field(default_factory=time.monotonic)
 
 
+class StaleWeightsError(Exception):
+    """A rank got weights of another version than its request names; the loop asks the learner for them again.
+
+    Ray may answer a reference that was lost by doing an update again, which a restarted learner answers with the
+    weights that it has.
+    """
+
+    @classmethod
+    def check(cls, index: int, wanted: int, got: int) -> None:
+        if got != wanted:
+            raise cls(f"rollout {index} needs weights {wanted} and got {got}")
+
+
 @dataclass(frozen=True)
 class Cost:
     """What a rollout has cost. Made by a rank of a worker, read by the loop."""

@@ -3,12 +3,12 @@
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ray import ObjectRef
 from ray.exceptions import RayError, RayTaskError
 
-from cluster.messages import Cost, Request
+from cluster.messages import Cost, Request, StaleWeightsError
 from cluster.placement import cause_of, mistake_behind, objects_lost
 from cluster.worker_group import DRAINING, PENDING, READY, STARTING, WorkerGroup, WorkerSpec
 from dreamer4.errors import RunError
@@ -30,7 +30,7 @@ class Arrived:
 
 @dataclass(frozen=True)
 class Lost:
-    """Requests that nobody answers any more: with a worker, or because its arguments were lost (`stale`)."""
+    """Requests that nobody answers any more: with a worker, or because its weights were lost (`stale`)."""
 
     requests: list[Request]
     worker: str
@@ -121,7 +121,8 @@ class Pool:
     def _failed(self, group: WorkerGroup, ref: ObjectRef, error: RayError) -> Lost:
         if mistake := mistake_behind(error):
             raise mistake from None
-        if objects_lost(error) and ref in group.requests and self.spec.shards == 1:
+        stale = _stale(error)
+        if stale and ref in group.requests and self.spec.shards == 1:
             request, _ = group.requests.pop(ref)
             return Lost([request], group.name, cause_of(error), stale=True)
         by_code = isinstance(error, RayTaskError)
@@ -131,7 +132,7 @@ class Pool:
                 f"imagination workers failed {self.failures + self.deaths} times without a rollout in between, the "
                 f"last one with {cause_of(error)}: see the logs of '{group.name}' in Ray's dashboard"
             ) from error
-        return self._lose(group, cause_of(error))
+        return replace(self._lose(group, cause_of(error)), stale=stale)
 
     def _lose(self, group: WorkerGroup, reason: str) -> Lost:
         self.groups.remove(group)
@@ -194,6 +195,11 @@ class Pool:
         """Ends all workers at once."""
         for group in list(self.groups):
             self._end(group)
+
+
+def _stale(error: RayError) -> bool:
+    """Whether the weights didn't reach a rank, or were others; the worker may be well."""
+    return objects_lost(error) or (isinstance(error, RayTaskError) and isinstance(error.cause, StaleWeightsError))
 
 
 def _worth(group: WorkerGroup) -> tuple[int, int]:

@@ -4,13 +4,12 @@ import time
 from pathlib import Path
 
 from actors.imagination import ImaginationWorker
-from cluster.messages import Cost
+from cluster.messages import Cost, StaleWeightsError
 from cluster.models import RunData, choose_device, load_agent, load_agent_share
 from cluster.run import Run
 from cluster.variants import Variant
 from dreamer4.agent import Heads
 from dreamer4.dynamics import Dynamics
-from dreamer4.errors import RunError
 from dreamer4.types import Rollout, Weights
 from learners.process_group import init_shard, reserve
 
@@ -62,13 +61,8 @@ class RolloutRank:
         self.worker = build_worker(self.run, self.variant, model.dynamics, model.heads)
 
     def rollout(self, index: int, version: int, weights: Weights) -> tuple[Cost, Rollout | None]:
-        """Rollout number `index`; raises `RunError` if the weights are not those of the version.
-
-        Ray may answer a reference that was lost by doing an update again, which a restarted learner answers with the
-        weights that it has.
-        """
-        if weights.version != version:
-            raise StaleWeightsError(f"rollout {index} needs weights {version} and got {weights.version}")
+        """Rollout number `index`; raises `StaleWeightsError` if the weights are not those of the version."""
+        StaleWeightsError.check(index, version, weights.version)
         begin = time.monotonic()
         rollout = self.worker.rollout(index, weights)
         seconds, cpu = time.monotonic() - begin, time.process_time()
@@ -76,7 +70,3 @@ class RolloutRank:
         size = sum(getattr(rollout, name).nbytes for name in ARRAYS)
         cost = Cost(rollout.reward_BT.size, seconds, spent, size)
         return cost, rollout if self.rank == 0 else None
-
-
-class StaleWeightsError(RunError):
-    """Weights of another version than asked for; the loop asks the learner for them again."""

@@ -9,7 +9,7 @@ from typing import Any
 from ray.util.metrics import Gauge
 
 from cluster.run import Run
-from dreamer4.files import append_line
+from dreamer4.files import append_line, read_events
 
 FILE = "telemetry.jsonl"
 
@@ -59,12 +59,5 @@ class TelemetryWriter:
 
 
 def read_telemetry(run: Path, stage: str | None = None) -> list[dict[str, Any]]:
-    """Rows in order; half a line that a killed writer left is skipped."""
-    path = Path(run) / FILE
-    rows = []
-    for line in path.read_bytes().split(b"\n") if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue
-    return [row for row in rows if stage is None or row["stage"] == stage]
+    """Rows in order, of one stage or of all."""
+    return read_events(Path(run) / FILE, stage)

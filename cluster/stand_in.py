@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster.messages import Cost, Told
+from cluster.messages import Cost, StaleWeightsError, Told
 from cluster.schedule import Plan
 from dreamer4.files import replacing
 
@@ -56,7 +56,7 @@ class StandInRank:
     def load(self, endpoint: tuple[str, int] | None) -> None: ...
 
     def rollout(self, index: int, version: int, weights: StandInWeights) -> tuple[Cost, StandInRollout]:
-        assert weights.version == version, (index, version, weights.version)
+        StaleWeightsError.check(index, version, weights.version)
         begin = time.monotonic()
         first = np.random.default_rng(index).normal() + weights.state[0]
         features = np.full(self.costs.frames * self.costs.frame_bytes // 4, first, np.float32)

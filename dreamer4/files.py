@@ -81,6 +81,15 @@ def append_line(path: Path, text: str) -> None:
         raise RunError(f"can't write '{path}': {error.strerror or error}") from error
 
 
+def read_events(path: Path, stage: str | None = None) -> list[dict[str, Any]]:
+    """The JSON objects of a log, in order, of one stage or of all; what a killed writer left half is skipped."""
+    events = []
+    for line in path.read_bytes().split(b"\n") if path.exists() else []:
+        with suppress(ValueError):  # the end of the file, or half a line
+            events.append(json.loads(line))
+    return [event for event in events if stage is None or event["stage"] == stage]
+
+
 def _last_byte(file: Any) -> bytes:
     file.seek(-1, os.SEEK_END)
     return file.read(1)

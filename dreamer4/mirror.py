@@ -5,6 +5,7 @@ what makes it whole: written last, removed first.
 """
 
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,8 +60,7 @@ class Mirror:
                     open(folder / name, "rb") as source,
                     self.files.open_output_stream(f"{self._place(int(folder.name))}/{name}") as sink,
                 ):
-                    while block := source.read(BLOCK):
-                        sink.write(block)
+                    shutil.copyfileobj(source, sink, BLOCK)
         for old in self.steps()[: -self.keep]:
             with self._reachable():
                 self._remove(old)
@@ -80,8 +80,7 @@ class Mirror:
                 self.files.open_input_stream(f"{self._place(step)}/{name}") as source,
                 open(folder / name, "wb") as sink,
             ):
-                while block := source.read(BLOCK):
-                    sink.write(block)
+                shutil.copyfileobj(source, sink, BLOCK)
 
     def _remove(self, step: int) -> None:
         record = f"{self._place(step)}/{RECORD}"

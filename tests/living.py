@@ -1,6 +1,7 @@
-"""Which of some processes are alive, without a race against their end."""
+"""Which of some processes are alive, and waiting for what is about to happen."""
 
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 import psutil
@@ -14,3 +15,13 @@ def alive(pids: Iterable[int]) -> set[int]:
             if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
                 found.add(pid)
     return found
+
+
+def eventually(true: Callable[[], bool], seconds: float = 90) -> bool:
+    """Whether that comes true in time."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True

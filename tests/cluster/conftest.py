@@ -1,4 +1,5 @@
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,14 @@ def ray_up() -> Iterator[str]:
         patch.setenv("TMPDIR", os.sep + os.path.join("tmp", "x" * 150))  # longer than a socket's path may be
         with ray_session(override(smoke(), ["resources.workers=2"])) as dashboard:
             yield dashboard
+
+
+@pytest.fixture
+def interrupts() -> Iterator[None]:
+    """The command line sets the handler of SIGINT; this sets it back."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="package")

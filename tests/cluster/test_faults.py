@@ -7,7 +7,7 @@ import psutil
 import pytest
 from states import assert_equal
 
-from benchmarks.drill import CPUS, KINDS, Drill, copy_of, prepare
+from benchmarks.drill import ACTORS, CPUS, KINDS, Drill, copy_of, prepare, processes
 from cluster.ledger import broken_promises, read_ledger
 from cluster.local_cluster import LocalCluster
 from cluster.registry import open_registry
@@ -21,11 +21,11 @@ SETTINGS = [f"policy.steps={STEPS}", f"policy.save_every={SAVE_EVERY}", "policy.
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """Runs that are ready for stage 4, by their staleness."""
-    folder = tmp_path_factory.mktemp("prepared")
-    prepare(folder / "1", [*SETTINGS, "policy.max_staleness=1"])
-    return {1: folder / "1"}
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that is ready for stage 4."""
+    path = tmp_path_factory.mktemp("prepared") / "run"
+    prepare(path, [*SETTINGS, "policy.max_staleness=1"])
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +37,9 @@ def cluster() -> Iterator[LocalCluster]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(prepared: dict[int, Path], cluster: LocalCluster) -> Path:
+def undisturbed(prepared: Path, cluster: LocalCluster) -> Path:
     """What the same run gives when nobody kills anything, with one worker."""
-    run = copy_of(prepared[1], prepared[1].parent / "undisturbed")
+    run = copy_of(prepared, prepared.parent / "undisturbed")
     drill = Drill(cluster, run)
     drill.finish()
     assert broken_promises(read_ledger(run, "policy"), STEPS, SAVE_EVERY) == []
@@ -48,9 +48,9 @@ def undisturbed(prepared: dict[int, Path], cluster: LocalCluster) -> Path:
 
 
 def test_killed_in_every_way_in_one_run_it_ends_with_the_same_bits(
-    prepared: dict[int, Path], cluster: LocalCluster, undisturbed: Path, tmp_path: Path
+    prepared: Path, cluster: LocalCluster, undisturbed: Path, tmp_path: Path
 ) -> None:
-    run = copy_of(prepared[1], tmp_path / "run")
+    run = copy_of(prepared, tmp_path / "run")
     drill = Drill(cluster, run, ["resources.workers=2"])
     versions = []
     try:
@@ -66,11 +66,10 @@ def test_killed_in_every_way_in_one_run_it_ends_with_the_same_bits(
     assert broken_promises(events, STEPS, SAVE_EVERY) == []
     assert [kill.kind for kill in kills] == list(KINDS)
     assert all(0 < kill.updates < STEPS for kill in kills), "each hit in mid-run"
-    by_kind = {kill.kind: kill for kill in kills}
     assert any(event["event"] == "rewind" for event in events), "updates were done again"
     assert any(event["event"] == "lost" and event["indices"] for event in events), "rollouts were imagined again"
     assert sum(event["event"] == "coordinator" for event in events) >= 2, "a coordinator took over"
-    assert all(kill.redone <= SAVE_EVERY for kill in kills), by_kind
+    assert all(kill.redone <= SAVE_EVERY for kill in kills), kills
     assert versions == sorted(versions), "nobody is told of an older version"
     mine, theirs = (Run.attach(path).checkpoints("policy").load() for path in (run, undisturbed))
     assert mine.step == theirs.step == STEPS
@@ -81,8 +80,6 @@ def test_killed_in_every_way_in_one_run_it_ends_with_the_same_bits(
 
 
 def test_nothing_of_the_run_is_left_on_the_cluster(cluster: LocalCluster, undisturbed: Path) -> None:
-    drill = Drill.__new__(Drill)
-    drill.cluster = cluster
-    left = [drill.processes(kind) for kind in ("worker", "learner", "coordinator")]
-    psutil.wait_procs([process for kind in left for process in kind], timeout=90)
-    assert [drill.processes(kind) for kind in ("worker", "learner", "coordinator")] == [[], [], []]
+    left = [process for kind in ACTORS for process in processes(cluster, kind)]
+    psutil.wait_procs(left, timeout=90)
+    assert [process for kind in ACTORS for process in processes(cluster, kind)] == []

@@ -2,8 +2,8 @@
 
 import os
 import signal
-import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import psutil
 import pytest
 import ray
+from living import eventually
 
 from cluster.autoscale import Autoscaler
 from cluster.imagination_loop import ImaginationLoop
@@ -123,6 +124,16 @@ def test_a_killed_learner_comes_back_from_its_checkpoint_and_its_updates_are_don
     assert broken_promises(events, plan.steps, plan.save_every) == []
 
 
+def test_weights_of_another_version_are_asked_for_again_of_the_learner(tmp_path):
+    """As a restarted learner may answer a reference that was lost; the worker is well and stays."""
+    plan = Plan(20, 2, 1, save_every=10)
+    state, events, loop = run_loop(tmp_path, plan, 1, SLOW, build=MisledRank)
+    np.testing.assert_array_equal(state, plainly(plan))
+    (lost,) = [event for event in events if event["event"] == "lost"]
+    assert len(lost["indices"]) == 1 and "StaleWeightsError" in lost["reason"]
+    assert loop.pool.lost == 0 and loop.pool.made == 1
+
+
 def test_a_ledger_with_a_gap_or_a_lost_checkpoint_is_found_out(tmp_path):
     """Negative control of `broken_promises`."""
     applied = [{"event": "applied", "step": step} for step in range(10)]
@@ -143,16 +154,23 @@ def test_nothing_is_left_over(tmp_path):
     plan = Plan(5, 2, 1)
     run_loop(tmp_path, plan, 2)
     assert remove_left_over(f"test {tmp_path}") == 0
-    deadline = time.monotonic() + 30
-    while alive("StandIn") and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert alive("StandIn") == []
+    assert eventually(lambda: alive("StandIn") == [])
 
 
 def alive(name: str) -> list[int]:
     """Processes of actors whose class begins like that."""
     found = psutil.process_iter(["cmdline"])
     return [one.pid for one in found if any(f"ray::{name}" in word for word in one.info["cmdline"] or [])]
+
+
+class MisledRank(StandInRank):
+    misled = False
+
+    def rollout(self, index: int, version: int, weights: Any) -> Any:
+        if index >= 8 and not self.misled:
+            self.misled = True
+            weights = replace(weights, version=version + 1)
+        return super().rollout(index, version, weights)
 
 
 class BrokenRank(StandInRank):

@@ -1,14 +1,13 @@
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import counting
 import pytest
 from driver import driver
-from living import alive
+from living import alive, eventually
 
 from cluster.guard import offspring
 from cluster.local_cluster import LocalCluster, LocalNode
@@ -41,15 +40,6 @@ def call(cluster: LocalCluster) -> Iterator[Call]:
 def family(node: LocalNode | None) -> set[int]:
     assert node is not None
     return {node.process.pid, *offspring(node.process.pid)}
-
-
-def eventually(true: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + 90
-    while not true():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.1)
-    return True
 
 
 def test_actors_run_on_the_nodes_that_have_what_they_ask_for(cluster, call):

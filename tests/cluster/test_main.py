@@ -17,15 +17,8 @@ from cluster.settings import from_json
 from dreamer4.errors import ConfigError, DataError
 
 ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.usefixtures("interrupts")
 STAGES = ("collect", "tokenizer", "encode", "dynamics", "agent", "policy", "evaluate", "report")
-
-
-@pytest.fixture(autouse=True)
-def interrupts():
-    """The command line sets the handler; tests set it back."""
-    before = signal.getsignal(signal.SIGINT)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -3,26 +3,16 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
-from living import alive
+from living import alive, eventually
 
 from cluster.guard import offspring
 from cluster.processes import kill, launch
 
 # One that ignores SIGTERM, and an orphan in a session of its own, as Ray's jobs are.
 STUBBORN = 'trap "" TERM; (setsid sleep 1000 &); sleep 1000 & wait'
-
-
-def eventually(true) -> bool:
-    deadline = time.monotonic() + 30
-    while not true():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.01)
-    return True
 
 
 def started(guard: int, count: int) -> set[int]:

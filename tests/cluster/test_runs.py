@@ -1,5 +1,4 @@
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,16 +11,9 @@ from cluster.runs import table
 from dreamer4.files import read_json
 
 ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.usefixtures("interrupts")
 HOUR = 3600.0
 IDLE = {"run": "/r", "registry": "directory", "holder": None, "age_s": None}
-
-
-@pytest.fixture(autouse=True)
-def interrupts():
-    """The command line sets the handler; tests set it back."""
-    before = signal.getsignal(signal.SIGINT)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -1,0 +1,53 @@
+"""A node that is told that it will be taken away: its workers finish, and are built anew on another one."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from cluster.autoscale import Autoscaler
+from cluster.imagination_loop import ImaginationLoop
+from cluster.ledger import Ledger, broken_promises, read_ledger
+from cluster.local_cluster import LocalCluster
+from cluster.nodes import draining_nodes
+from cluster.pool import Pool
+from cluster.schedule import Plan
+from cluster.stand_in import Costs, StandInLearner, StandInRank
+from cluster.worker_group import READY, WorkerSpec
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.xdist_group("ray")]
+
+COSTS = Costs(rollout_seconds=0.2, update_seconds=0.1)
+
+
+def test_workers_of_a_draining_node_finish_and_move(tmp_path: Path) -> None:
+    plan = Plan(100, 2, 1, save_every=20)
+    ledger = Ledger(tmp_path, "stand-in")
+    with LocalCluster(dashboard=False) as cluster:
+        cluster.add_node(cpus=1, resources={"learner": 1})
+        nodes = [cluster.add_node(cpus=2) for _ in range(2)]
+        told: list[str] = []
+        with cluster.connected():
+            learner: Any = ray.remote(StandInLearner).options(resources={"learner": 1}).remote(COSTS, tmp_path)
+            pool = Pool(WorkerSpec(StandInRank, (COSTS,)), "draining", 2, 600, ledger.note, draining_nodes)
+
+            def notice() -> bool:
+                if not told and loop.schedule.updates >= 10 and pool.counts[READY] == 2:
+                    (there,) = pool.groups[0].nodes
+                    told.append(there)
+                    cluster.drain_node(next(node for node in nodes if node.node_id == there), deadline=600)
+                return False
+
+            loop = ImaginationLoop(plan, pool, learner, 0, ledger, Autoscaler(2, 2, 1e9, 2), stopped=notice)
+            try:
+                loop.run()
+                assert pool.counts[READY] == 2
+                assert not any(told[0] in group.nodes for group in pool.groups), "none is there any more"
+            finally:
+                pool.close()
+    events = read_ledger(tmp_path)
+    assert broken_promises(events, plan.steps, plan.save_every) == []
+    moved = [event for event in events if event.get("reason") == "its node is going away"]
+    assert 1 <= len(moved) <= 2 and pool.made == 2 + len(moved)
+    assert not any(event["event"] == "lost" for event in events), "nothing was imagined twice"
