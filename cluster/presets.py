@@ -10,6 +10,7 @@ from dreamer4.actions import ActionSpace, Part
 from dreamer4.agent import HeadsConfig
 from dreamer4.dynamics import Dynamics, DynamicsConfig
 from dreamer4.errors import ConfigError, nearest
+from dreamer4.foveation import VPT
 from dreamer4.imagination import ImaginationConfig
 from dreamer4.shortcut import ShortcutConfig
 from dreamer4.tokenizer import Tokenizer, TokenizerConfig
@@ -155,7 +156,7 @@ def crafter() -> RunConfig:
 
 def minecraft_actions() -> ActionSpace:
     """23 keys and buttons, and the mouse in 11 x 11 foveated bins (`dreamer4.foveation`)."""
-    return ActionSpace((Part("keyboard", "binary", 23), Part("mouse", "categorical", 121)))
+    return ActionSpace((Part("keyboard", "binary", 23), Part("mouse", "categorical", VPT.classes, VPT)))
 
 
 def minecraft() -> RunConfig:

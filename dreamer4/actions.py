@@ -13,17 +13,30 @@ import torch
 from torch import Tensor
 
 from dreamer4.errors import DataError
+from dreamer4.foveation import Foveation
 
 Kind = Literal["categorical", "binary", "continuous"]
 
 
 @dataclass(frozen=True)
 class Part:
-    """One component of an action: `size` classes of a categorical, keys of a binary, or axes of a continuous part."""
+    """One component of an action: `size` classes of a categorical, keys of a binary, or axes of a continuous part.
+
+    Raises:
+        DataError: there is a foveation, and it has another number of classes.
+    """
 
     name: str
     kind: Kind
     size: int
+    foveation: Foveation | None = None  # of a categorical part whose classes are mouse movements
+
+    def __post_init__(self) -> None:
+        if self.foveation is not None and (self.kind, self.size) != ("categorical", self.foveation.classes):
+            raise DataError(
+                f"action part '{self.name}' is {self.kind} of size {self.size}; mouse movement in "
+                f"{self.foveation.bins} bins per axis is categorical of size {self.foveation.classes}"
+            )
 
     @property
     def columns(self) -> int:
@@ -42,10 +55,11 @@ class ActionSpace:
 
     @classmethod
     def from_json(cls, parts: Sequence[dict[str, Any]]) -> "ActionSpace":
-        return cls(tuple(Part(**part) for part in parts))
+        return cls(tuple(_part_from_json(part) for part in parts))
 
     def to_json(self) -> list[dict[str, Any]]:
-        return [asdict(part) for part in self.parts]
+        """A part without a foveation has no such key."""
+        return [{key: value for key, value in asdict(part).items() if value is not None} for part in self.parts]
 
     @property
     def columns(self) -> int:
@@ -90,3 +104,8 @@ class ActionSpace:
             else:
                 columns.append(torch.rand((count, part.size), generator=generator) * 2 - 1)
         return torch.cat(columns, dim=-1)
+
+
+def _part_from_json(record: dict[str, Any]) -> Part:
+    foveation = record.get("foveation")
+    return Part(**{**record, "foveation": None if foveation is None else Foveation(**foveation)})
