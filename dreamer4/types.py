@@ -49,6 +49,8 @@ class Episode:
     success: bool = False  # reached the task's goal
     task: int = 0
     source: str = ""
+    truncated: bool = False  # the environment stopped it at a limit; a recording that was merely cut has neither
+    events_TK: np.ndarray | None = None  # bool, [t, k]: the goal of task k was reached on arrival at frame t
 
     @property
     def length(self) -> int:
@@ -57,6 +59,36 @@ class Episode:
     @property
     def episode_return(self) -> float:
         return float(self.reward_T[1:].sum())
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a recording that comes in parts ended; the fields are those of `Episode`."""
+
+    terminal: bool = False
+    truncated: bool = False
+    success: bool = False
+
+
+@dataclass(frozen=True)
+class EpisodePart:
+    """The next T frames of one recording, T any number from 1. Made by importers, kept by `dreamer4.data`.
+
+    Hours of video never are in memory at once: a recording is an iterator of parts in order, and the last one, and only
+    that, has an `end`. Rows mean what they mean in `Episode`, so the last row of a part that isn't the last one may
+    know its action, and only the first row of the first part has to have reward 0.
+    """
+
+    frames_THWC: np.ndarray  # uint8
+    act_out_TA: np.ndarray  # float32
+    act_known_T: np.ndarray  # bool
+    reward_T: np.ndarray  # float32
+    events_TK: np.ndarray | None = None  # bool
+    end: Ending | None = None
+
+    @property
+    def length(self) -> int:
+        return int(self.frames_THWC.shape[0])
 
 
 @dataclass(frozen=True)

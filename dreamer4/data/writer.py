@@ -4,7 +4,7 @@ One process writes with `DatasetWriter`. Several write side by side with `ShardW
 and `merge_shards` makes a dataset of them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -19,8 +19,9 @@ from dreamer4.data.schema import MANIFEST, Manifest, Recording, Shard, crc32_of,
 from dreamer4.data.table import check_episode, record_batch
 from dreamer4.errors import DataError, RunError
 from dreamer4.files import read_json, replacing, write_json
-from dreamer4.types import Episode
+from dreamer4.types import Episode, EpisodePart
 
+ROWS = ("frames_THWC", "act_out_TA", "act_known_T", "reward_T")
 BATCH_BYTES = 32 << 20  # frames of a record batch: what a writer holds in memory
 
 
@@ -88,6 +89,18 @@ class ShardWriter:
         self._waiting_frames += episode.length
         if self._waiting_frames * self.recording.frame_bytes >= BATCH_BYTES:
             self._write_waiting()
+
+    def add_parts(self, parts: Iterable[EpisodePart], task: int = 0, source: str = "") -> int:
+        """Adds one episode that comes in parts; returns its number of frames.
+
+        If the iterator raises, or a part doesn't fit, nothing of the episode is kept and the writer can go on.
+
+        Raises:
+            DataError: a part doesn't fit the dataset or breaks the timing contract, or the last one has no `end`.
+        """
+        episode = joined(parts, task, source)
+        self.add(episode)
+        return episode.length
 
     def close(self) -> Shard:
         """Gives the shard its name, then writes its record.
@@ -185,6 +198,12 @@ class DatasetWriter:
         if self._current.frames >= self.shard_frames:
             self._finish_shard()
 
+    def add_parts(self, parts: Iterable[EpisodePart], task: int = 0, source: str = "") -> int:
+        """As `ShardWriter.add_parts`."""
+        episode = joined(parts, task, source)
+        self.add(episode)
+        return episode.length
+
     def close(self) -> Manifest:
         """Finishes the last shard and writes the manifest.
 
@@ -201,6 +220,19 @@ class DatasetWriter:
         assert self._current is not None
         current, self._current = self._current, None
         self.shards.append(current.close())
+
+
+def joined(parts: Iterable[EpisodePart], task: int, source: str) -> Episode:
+    whole = list(parts)
+    if not whole or whole[-1].end is None:
+        raise DataError("an episode stopped without a last part: give its last part an end")
+    return Episode(
+        *(np.concatenate([getattr(p, name) for p in whole]) for name in ROWS),
+        terminal=whole[-1].end.terminal,
+        success=whole[-1].end.success,
+        task=task,
+        source=source,
+    )
 
 
 def finished_shard(folder: Path, index: int) -> Shard | None:
