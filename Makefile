@@ -62,7 +62,7 @@ $(VENV)/.core: $(VENV)/.torch pyproject.toml
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.core pyproject.toml
-	$(PIP) install --editable ".[test,dev,wandb]"
+	$(PIP) install --editable ".[test,dev,wandb,video]"
 	@touch $@
 
 quickstart: $(VENV)/.core
