@@ -62,6 +62,7 @@ class ResourceConfig:
     worker_threads: int = 1
     collectors: int = 2
     storage: str | None = None  # URL of a folder, of this run alone, that training's checkpoints are copied to as well
+    node_price: float = 0.0  # of a node, per hour, in your currency; for the dashboard's cost per million frames
     object_store_mb: int = 500  # of a Ray that the run starts itself
     dashboard_port: int | None = None  # of such a Ray; none: the first free one from 8265 on
 
@@ -197,6 +198,8 @@ def _shares(config: RunConfig) -> Iterator[str]:
         yield f"data.validation must leave episodes on both sides, so between 0 and 1, got {config.data.validation}"
     if config.resources.trainer_gpus < 0 or config.resources.worker_gpus < 0:
         yield "resources.trainer_gpus and resources.worker_gpus can't be negative"
+    if config.resources.node_price < 0:
+        yield f"resources.node_price is a price per hour, so at least 0, got {config.resources.node_price}"
 
 
 def _trainers(config: RunConfig) -> Iterator[str]:

@@ -142,7 +142,7 @@ class Coordinator:
         least, most = (min(bound, plan.capacity) for bound in resources.worker_bounds())
         ledger = Ledger(run.path, stage)
         ledger.note("coordinator", token=keeper.lease.token, process=os.getpid())
-        writer = TelemetryWriter(run, stage)
+        writer = TelemetryWriter(run.path, stage, resources.node_price)
 
         def show(row: dict[str, Any]) -> None:
             self._count_cpu(clock)

@@ -132,7 +132,7 @@ class ImaginationLoop:
             return
         request, plan = outcome.request, self.plan
         lag = plan.step_of(request.index) - request.version
-        self.throughput.rollout(outcome.cost, time.monotonic() - request.since, lag)
+        self.throughput.rollout(outcome.cost, time.monotonic() - request.since, lag, outcome.worker)
         if request.epoch == self.schedule.epoch:
             self.schedule.arrive(request.index, outcome.rollout)
 
@@ -200,11 +200,15 @@ class ImaginationLoop:
 
     def tell(self, now: float) -> None:
         counts = self.pool.counts
-        queue = [request.since for group in self.pool.groups for request, _ in group.requests.values()]
+        queue = [request for group in self.pool.groups for request, _ in group.requests.values()]
+        versions = [request.version for request in queue if request.epoch == self.schedule.epoch]
+        ready = [group.short_name for group in self.pool.groups if group.state == READY]
         self.show(
             {
-                **self.throughput.row(now, counts[READY]),
+                **self.throughput.row(now, ready),
                 "step": self.schedule.updates,
+                "steps": self.plan.steps,
+                "learner_metric": self.metrics,
                 "workers_wanted": self.pool.wanted,
                 "workers_pending": counts[PENDING] + counts[STARTING],
                 "workers_ready": counts[READY],
@@ -213,8 +217,10 @@ class ImaginationLoop:
                 "rollouts_in_flight": len(queue),
                 "rollouts_waiting": len(self.schedule.waiting),
                 "rollouts_accepted": len(self.schedule.arrived),
-                "oldest_request_s": now - min(queue) if queue else 0.0,
+                "oldest_request_s": now - min(request.since for request in queue) if queue else 0.0,
                 "weights_version": self.schedule.updates,
+                "weights_lag": self.schedule.updates - min(versions, default=self.schedule.updates),
+                "weights_lag_limit": self.plan.max_staleness,
                 "nodes": living_nodes(),
             }
         )

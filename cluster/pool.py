@@ -26,6 +26,7 @@ class Arrived:
     request: Request
     rollout: ObjectRef
     cost: Cost
+    worker: str
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class Pool:
         if done is None:
             return None
         self.failures = self.deaths = 0
-        return Arrived(*done)
+        return Arrived(*done, group.short_name)
 
     def _failed(self, group: WorkerGroup, ref: ObjectRef, error: RayError) -> Lost:
         if mistake := mistake_behind(error):

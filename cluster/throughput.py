@@ -2,6 +2,8 @@
 
 import time
 from collections import Counter, deque
+from collections.abc import Collection
+from typing import Any
 
 from cluster.autoscale import Fraction
 from cluster.messages import Cost
@@ -19,6 +21,8 @@ class Throughput:
         self.starved, self.idle = Fraction(), Fraction()  # since the last row
         self.whole = Fraction()  # of the learner, since the start
         self.recent: Counter[str] = Counter()
+        self.by_worker: Counter[str] = Counter()  # frames since the last row
+        self.applied = self.last  # when an update was
         self.lags: deque[int] = deque(maxlen=1000)  # updates between a rollout's weights and its use
         self.delays: deque[float] = deque(maxlen=1000)  # seconds from a request to its rollout
 
@@ -32,7 +36,7 @@ class Throughput:
             fraction.add(seconds, was_idle, were)
         self.state = learner_busy, idle_share, workers
 
-    def rollout(self, cost: Cost, delay: float, lag: int) -> None:
+    def rollout(self, cost: Cost, delay: float, lag: int, worker: str) -> None:
         """A rollout arrived, `delay` seconds after its request, for an update `lag` versions after its weights'."""
         self.frames += cost.frames
         self.rollouts += 1
@@ -40,6 +44,7 @@ class Throughput:
         self.busy_seconds += cost.seconds
         self.cpu_seconds += cost.cpu_seconds
         self.recent["frames"] += cost.frames
+        self.by_worker[worker] += cost.frames
         self.recent["rollouts"] += 1
         self.delays.append(delay)
         self.lags.append(lag)
@@ -48,18 +53,25 @@ class Throughput:
         self.learner_seconds += seconds
         self.cpu_seconds += cpu_seconds
         self.recent["updates"] += 1
+        self.applied = self.last
 
     def due(self, now: float, seconds: float) -> bool:
         return now - self.shown >= seconds
 
-    def row(self, now: float, workers: int) -> dict[str, float]:
-        """Rates since the last row; they begin anew."""
+    def row(self, now: float, workers: Collection[str]) -> dict[str, Any]:
+        """Rates since the last row; they begin anew.
+
+        Args:
+            workers: names of those that are ready.
+        """
         seconds = max(now - self.shown, 1e-9)
         row = {
             "frames_per_s": self.recent["frames"] / seconds,
-            "frames_per_s_per_worker": self.recent["frames"] / seconds / max(1, workers),
+            "frames_per_s_per_worker": self.recent["frames"] / seconds / max(1, len(workers)),
+            "worker_frames_per_s": {name: self.by_worker[name] / seconds for name in workers},
             "rollouts_per_s": self.recent["rollouts"] / seconds,
             "updates_per_s": self.recent["updates"] / seconds,
+            "since_update_s": now - self.applied,
             "learner_starves": self.starved.take(),
             "workers_idle": self.idle.take(),
             "rollout_delay_s": sum(self.delays) / len(self.delays) if self.delays else 0.0,
@@ -68,6 +80,7 @@ class Throughput:
             "store_bytes": self.bytes,
         }
         self.recent.clear()
+        self.by_worker.clear()
         self.delays.clear()
         self.lags.clear()
         self.shown = now

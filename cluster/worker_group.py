@@ -74,6 +74,11 @@ class WorkerGroup:
         """All answers that are waited for."""
         return [*self.starting, *self.requests, *self.others]
 
+    @property
+    def short_name(self) -> str:
+        """Its number, which tells it from the others of its pool."""
+        return self.name.rpartition(" ")[2]
+
     def owns(self, ref: ObjectRef) -> bool:
         return ref in self.requests or ref in self.starting or ref in self.others
 

@@ -23,7 +23,7 @@ from cluster.models import load_agent, load_policy
 from cluster.pool import Arrived, Lost, Pool
 from cluster.registry import open_registry
 from cluster.rollout_rank import RolloutRank, build_worker
-from cluster.rollout_telemetry import GAUGES, read_telemetry
+from cluster.rollout_telemetry import METRICS, read_telemetry
 from cluster.run import Run
 from cluster.settings import override
 from cluster.telemetry import read_metrics
@@ -142,7 +142,7 @@ def test_it_leaves_a_ledger_telemetry_and_metrics(whole: Run) -> None:
     assert broken_promises(read_ledger(whole.path, "policy"), STEPS, 4) == []
     assert [row["step"] for row in read_metrics(whole.metrics_path, "policy")] == list(range(STEPS))
     rows = read_telemetry(whole.path, "policy")
-    assert rows and all(row.keys() == {*GAUGES, "stage", "time"} for row in rows)
+    assert rows and all(row.keys() == {*METRICS, "stage", "time"} for row in rows)
     assert rows[-1]["imagined_frames"] == 2 * STEPS * whole.config.policy.batch * whole.config.imagination.horizon
     facts = open_registry(whole.path).read()
     assert (facts["stage"], facts["state"], facts["step"], facts["holder"]) == ("policy", "done", STEPS, None)
