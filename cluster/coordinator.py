@@ -22,9 +22,8 @@ from cluster.clock import Clock
 from cluster.imagination_loop import ImaginationLoop
 from cluster.lease import LeaseKeeper
 from cluster.ledger import Ledger
-from cluster.messages import Told
 from cluster.nodes import draining_nodes
-from cluster.placement import environment, result
+from cluster.placement import environment
 from cluster.policy_trainer import PolicyTrainer
 from cluster.pool import Pool
 from cluster.rollout_rank import RolloutRank
@@ -106,9 +105,8 @@ class Coordinator:
                 self.loop = loop = self._loop(learner, keeper, clock)
                 loop.run()
                 keeper.check()
-                told: Told = result(learner.commit.remote(keeper.lease))
-                if told.saved:
-                    loop.ledger.note("saved", updates=told.updates)
+                if loop.sought is None:  # a learner that is away has nothing beyond the checkpoint it comes back from
+                    loop.commit()
                 finished = loop.schedule.done
             finally:
                 if self.loop is not None:

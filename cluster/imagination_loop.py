@@ -6,7 +6,8 @@ What the loop promises, whatever is lost on the way:
 * the rollouts of an update are imagined with exactly the weights `Plan.version` says, so that on CPUs every run gives
   the same bits, with any number of workers, and max_staleness 0 equals a plain loop in one process;
 * no index is skipped, every update is applied once and in order; after a fault the learner goes on from its last
-  checkpoint and what comes after it is imagined again;
+  checkpoint and what comes after it is imagined again; from a node that will be taken away it moves in time, and
+  nothing is done again;
 * only references pass through here: a rollout goes from its worker to the learner, weights go back.
 """
 
@@ -21,7 +22,7 @@ from ray.exceptions import RayError
 from cluster.autoscale import Autoscaler
 from cluster.ledger import Ledger
 from cluster.messages import Request, Told
-from cluster.nodes import living_nodes
+from cluster.nodes import living_nodes, node_of
 from cluster.placement import cause_of, mistake_behind, objects_lost, result
 from cluster.pool import Arrived, Lost, Pool
 from cluster.schedule import Plan, Schedule
@@ -62,6 +63,8 @@ class ImaginationLoop:
         self.versions: dict[int, ObjectRef] = {}
         self.metrics: dict[str, float] = {}
         self.schedule = Schedule(plan)
+        self.sought: tuple[ObjectRef, str] | None = None  # the learner's answer to where it is, and why it was asked
+        self.learner_node, self.left = "", 0  # where it is; the process that was told to go
 
     def run(self) -> None:
         """To the end of the plan, or until `stopped`.
@@ -70,29 +73,65 @@ class ImaginationLoop:
             DreamerError: a mistake of the user, a lost lease, or an update that is not finite.
             RunError: workers fail again and again.
         """
-        self.pool.reconcile(time.monotonic())  # workers load their models while the learner loads its own
-        updates = self.position()
-        self.ledger.note("start", updates=updates)
-        self.begin(updates)
+        self.seek("start")
         while not self.schedule.done and not self.stopped():
             self.take_back(self.pool.reconcile(time.monotonic()))
-            self.dispatch()
-            self.feed()
+            if self.sought is None:
+                self.dispatch()
+                self.move() if self.learner_leaves else self.feed()
             self.wait()
             self.observe()
         self.tell(time.monotonic())
 
-    def position(self) -> int:
-        """How many updates the learner has applied; waits while it restarts."""
-        told: Told = result(self.learner.position.remote(self.lease))
+    def seek(self, reason: str) -> None:
+        """Asks the learner how far it is, and waits to ask for rollouts; a restarted one answers once it is placed."""
+        self.sought = self.learner.position.remote(self.lease), reason
+
+    def found(self, told: Told, reason: str) -> None:
+        """The learner has answered: the run goes on from where it is."""
+        if told.process == self.left:  # not gone yet
+            self.seek(reason)
+            return
+        self.sought, self.learner_node = None, node_of(self.learner)
         self.throughput.cpu_seconds += told.cpu_seconds
-        return told.updates
+        if self.schedule.epoch == 0:
+            self.ledger.note("start", updates=told.updates)
+            self.begin(told.updates)
+        elif self.schedule.outstanding or told.updates != self.schedule.updates:
+            self.rewound(told.updates, reason)
+        else:  # nothing was under way in it, but its copies of the weights may have gone with its node
+            self.versions = self.weights(told.updates)
 
     def begin(self, updates: int) -> None:
         """Goes on from where the learner is; whatever was asked for before is not wanted any more."""
         self.schedule.rewind(updates)
+        self.versions = self.weights(updates)
+
+    def weights(self, updates: int) -> dict[int, ObjectRef]:
+        """The versions that rollouts may be imagined with after so many updates, asked of the learner."""
         oldest = self.plan.version(updates)
-        self.versions = {version: self.learner.weights.remote(version) for version in range(oldest, updates + 1)}
+        return {version: self.learner.weights.remote(version) for version in range(oldest, updates + 1)}
+
+    @property
+    def learner_leaves(self) -> bool:
+        """Whether the learner's node will be taken away."""
+        return self.learner_node in self.pool.leaving
+
+    def move(self) -> None:
+        """Commits, and has Ray start the learner on another node, once it has answered what it was handed."""
+        if self.receipts:
+            return
+        self.left = self.commit().process
+        self.ledger.note("move", updates=self.schedule.updates, reason="the learner's node is going away")
+        ray.kill(self.learner, no_restart=False)
+        self.seek("the learner moved")
+
+    def commit(self) -> Told:
+        """A checkpoint of what is applied."""
+        told: Told = result(self.learner.commit.remote(self.lease))
+        if told.saved:
+            self.ledger.note("saved", updates=told.updates)
+        return told
 
     def dispatch(self) -> None:
         """Asks for rollouts, the oldest first, of whichever worker has the least to do."""
@@ -112,7 +151,8 @@ class ImaginationLoop:
     def wait(self) -> None:
         """Until something has happened, or a moment; takes everything that has."""
         self.tick()
-        refs = [*self.receipts, *self.pool.refs]
+        sought = [self.sought[0]] if self.sought else []
+        refs = [*sought, *self.receipts, *self.pool.refs]
         if not refs:
             time.sleep(PATIENCE)
             return
@@ -120,7 +160,9 @@ class ImaginationLoop:
         if ready and len(refs) > 1:
             ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0, fetch_local=False)
         for ref in ready:
-            if ref in self.receipts:
+            if self.sought and ref == self.sought[0]:
+                self.found(result(ref), self.sought[1])
+            elif ref in self.receipts:
                 self.updated(ref)
             elif (outcome := self.pool.collect(ref)) is not None:
                 self.take(outcome)
@@ -157,8 +199,8 @@ class ImaginationLoop:
                 raise mistake from None
             if not objects_lost(error):
                 raise RunError(f"update {step} failed: {cause_of(error)}: see the learner's log in Ray") from error
-            if epoch == self.schedule.epoch:
-                self.rewound(self.position(), cause_of(error))
+            if epoch == self.schedule.epoch and self.sought is None:
+                self.seek(cause_of(error))
             return
         self.throughput.learner(told.seconds, told.cpu_seconds)
         if epoch != self.schedule.epoch:
@@ -199,6 +241,7 @@ class ImaginationLoop:
         return now
 
     def tell(self, now: float) -> None:
+        self.learner_node = node_of(self.learner)
         counts = self.pool.counts
         queue = [request for group in self.pool.groups for request, _ in group.requests.values()]
         versions = [request.version for request in queue if request.epoch == self.schedule.epoch]

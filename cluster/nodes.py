@@ -1,7 +1,9 @@
 """What the connected Ray says about its nodes."""
 
+from typing import Any
+
 import ray
-from ray._private.state import state
+from ray._private.state import actors, state
 
 
 def draining_nodes() -> set[str]:
@@ -16,3 +18,8 @@ def draining_nodes() -> set[str]:
 def living_nodes() -> int:
     """How many nodes the cluster has, the head included."""
     return sum(node["Alive"] for node in ray.nodes())
+
+
+def node_of(actor: Any) -> str:
+    """Hex id of the node that an actor is on, or was on when it was last alive."""
+    return actors(actor._actor_id.hex())["Address"]["NodeID"]

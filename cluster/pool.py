@@ -62,6 +62,7 @@ class Pool:
         self.spec, self.name, self.wanted, self.timeout = spec, name, wanted, timeout
         self.note, self.draining = note, draining
         self.groups: list[WorkerGroup] = []
+        self.leaving: set[str] = set()  # nodes, when it last looked
         self.made = self.lost = 0
         self.failures = self.deaths = 0  # in a row
         self.build_at = self.look_at = 0.0
@@ -169,9 +170,9 @@ class Pool:
             group.look()
             if group.state != before:
                 self.note("worker", worker=group.name, state=group.state, nodes=sorted(group.nodes))
-        leaving = self.draining()
+        self.leaving = self.draining()
         for group in self.staying:
-            if group.nodes & leaving:
+            if group.nodes & self.leaving:
                 self._drain(group, "its node is going away")
 
     def _drain(self, group: WorkerGroup, reason: str) -> None:

@@ -150,6 +150,25 @@ def test_workers_that_only_fail_end_the_run_with_one_sentence(tmp_path):
         run_loop(tmp_path, Plan(5), 1, build=BrokenRank)
 
 
+def test_a_loop_whose_learner_finds_no_place_goes_on_counting_and_can_be_stopped(tmp_path):
+    learner = ray.remote(StandInLearner).options(resources={"nowhere": 1}).remote(Costs(), tmp_path)
+    ledger, shown, asked = Ledger(tmp_path, "policy"), [], []
+    pool = Pool(WorkerSpec(StandInRank, (Costs(),), cpus=0.1), f"test {tmp_path}", 1, 60, ledger.note, set)
+
+    def stopped() -> bool:
+        asked.append(True)
+        return len(shown) > 0
+
+    loop = ImaginationLoop(Plan(5), pool, learner, 0, ledger, Autoscaler(1, 1, 1e9, 1), shown.append, stopped)
+    try:
+        loop.run()
+    finally:
+        pool.close()
+        ray.kill(learner)
+    assert len(asked) > 1 and shown[0]["step"] == 0 and loop.sought is not None
+    assert not any(event["event"] in ("start", "applied") for event in read_ledger(tmp_path))
+
+
 def test_nothing_is_left_over(tmp_path):
     plan = Plan(5, 2, 1)
     run_loop(tmp_path, plan, 2)
