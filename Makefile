@@ -62,7 +62,7 @@ $(VENV)/.core: $(VENV)/.torch pyproject.toml
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.core pyproject.toml
-	$(PIP) install --editable ".[test,dev,wandb,video]"
+	$(PIP) install --editable ".[test,dev,wandb,video,minari]"
 	@touch $@
 
 quickstart: $(VENV)/.core
