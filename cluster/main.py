@@ -21,6 +21,7 @@ SETTINGS = """settings: KEY=VALUE or --KEY VALUE, such as seed=1 dynamics.width=
 `dreamer4 presets NAME` prints all keys. A run that was interrupted goes on with the same command."""
 SUBMIT = """The exit status is that of the command. An interrupt stops the job; submitted again it goes on where it was.
 Paths are taken from the current folder; the run has to be on a disk that the nodes of the cluster share."""
+DASHBOARD = "Without an address, or without Prometheus, it shows what the run directories hold, also of ended runs."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -98,6 +99,14 @@ def build_parser() -> argparse.ArgumentParser:
         "--root", type=Path, metavar="DIR", help="only runs below; by default runs, with Redis all it knows"
     )
     verb.add_argument("--json", type=Path, metavar="FILE", help="write everything known of them there as well")
+
+    verb = add("dashboard", dashboard, "how fast stage 4 is and why, on a page in the browser", settings=False)
+    verb.epilog = DASHBOARD
+    verb.add_argument("--run", type=Path, metavar="DIR", help="only this run; by default all that are known")
+    verb.add_argument("--address", metavar="URL", help="of Ray's dashboard; by default RAY_DASHBOARD_ADDRESS")
+    verb.add_argument("--prometheus", metavar="URL", help="one that scrapes the cluster already")
+    verb.add_argument("--port", type=int, metavar="N", help="of the page, by default the first free one from 8300 on")
+    verb.add_argument("--open", action="store_true", help="open it in the browser")
 
     verb = add("bench", bench, "measure this machine", settings=False)
     verb.add_argument("what", choices=["loop"], help="loop: what stage 4 costs beside imagining and learning")
@@ -245,6 +254,12 @@ def runs(options: argparse.Namespace) -> None:
     print(table(found))
     if options.json is not None:
         write_json(options.json, found)
+
+
+def dashboard(options: argparse.Namespace) -> None:
+    from cluster.dashboard import dashboard as serve
+
+    serve(options.run, options.address, options.prometheus, options.port, options.open)
 
 
 def bench(options: argparse.Namespace) -> None:
