@@ -7,8 +7,9 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from cluster.import_command import add_import_arguments, import_data
 from dreamer4.errors import ConfigError, DreamerError, RunError
 
 if TYPE_CHECKING:
@@ -51,8 +52,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("dreamer4", description=DESCRIPTION, allow_abbrev=False)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="COMMAND")
 
-    def add(name: str, act: Callable[[argparse.Namespace], None], text: str, settings: bool = True):
-        verb = verbs.add_parser(
+    def add(name: str, act: Callable[[argparse.Namespace], None], text: str, settings: bool = True, to: Any = verbs):
+        verb = to.add_parser(
             name,
             help=text,
             description=text,
@@ -68,10 +69,12 @@ def build_parser() -> argparse.ArgumentParser:
     add_preset(verb).add_argument("--smoke", action="store_const", dest="preset", const="smoke", help=smoke)
     verb.add_argument("--run", type=Path, metavar="DIR", help="by default runs/quickstart, or runs/PRESET")
 
-    verb = add("data", train, "recordings")
-    verb.add_argument("stage", choices=["collect"], help="collect: let the demonstrator play and record it")
+    data = verbs.add_parser("data", help="recordings", description="recordings", allow_abbrev=False)
+    parts = data.add_subparsers(dest="stage", required=True, metavar="COMMAND")
+    verb = add("collect", train, "let the demonstrator play and record it", to=parts)
     add_preset(verb)
     add_run(verb)
+    add_import_arguments(add("import", import_data, "recordings in another format", settings=False, to=parts))
 
     verb = add("train", train, "one stage of training")
     verb.add_argument("stage", choices=TRAINED)

@@ -86,10 +86,12 @@ def at_rate(frames: Iterable[np.ndarray], before: Fraction, after: Fraction) -> 
 def _opened(path: Path) -> Iterator[tuple[Any, "av.VideoStream"]]:
     av = _av()
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), metadata_errors="replace") as container:
             if not container.streams.video:
                 raise DataError(f"'{path}' has no pictures: it is no film")
             stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise DataError(f"'{path}' is damaged, or its pictures are coded in a way that PyAV can't read")
             width, height = stream.codec_context.width, stream.codec_context.height
             if not (0 < width <= LARGEST and 0 < height <= LARGEST and width * height <= PIXELS):
                 raise DataError(f"'{path}' has frames of {height}x{width} pixels, from 1 to {LARGEST} are possible")
@@ -100,6 +102,8 @@ def _opened(path: Path) -> Iterator[tuple[Any, "av.VideoStream"]]:
             yield container, stream
     except av.FFmpegError as error:
         raise DataError(f"'{path}' is damaged or no film, {error.strerror or error}: download it again") from error
+    except (ValueError, ArithmeticError, MemoryError) as error:  # impossible numbers in a damaged header
+        raise DataError(f"'{path}' is damaged or no film, {error}: download it again") from error
 
 
 def _pixels(frame: "av.VideoFrame", path: Path, number: int) -> np.ndarray:

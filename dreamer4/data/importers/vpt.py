@@ -80,7 +80,9 @@ class VptImporter(Importer):
 
     def _pair(self, source: str) -> tuple[Path, Path]:
         """Film and lines; raises `DataError` if one of them is missing."""
-        film = self.root / f"{source}.mp4" if self.root.is_dir() else self._indexed[source]
+        film = self.root / f"{source}.mp4" if self.root.is_dir() else self._indexed.get(source)
+        if film is None:
+            raise DataError(f"'{self.root}' names no recording '{source}' that is on this disk: download it again")
         for path, other in ((film, film.with_suffix(".jsonl")), (film.with_suffix(".jsonl"), film)):
             if not path.is_file():
                 raise DataError(f"'{path}' is missing beside '{other.name}': download it, or exclude '{source}'")

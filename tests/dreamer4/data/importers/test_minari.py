@@ -1,0 +1,123 @@
+"""Datasets that Minari itself writes here, in all of its formats."""
+
+import json
+import shutil
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces
+from recordings import imported, stamped, stamps
+
+from dreamer4.actions import Part
+from dreamer4.data.importers.importer import Options
+from dreamer4.data.importers.minari import MinariImporter
+from dreamer4.errors import DataError
+
+minari = pytest.importorskip("minari", reason="needs minari: pip install 'dreamer4-ray[test]'")
+from minari.data_collector import EpisodeBuffer  # noqa: E402
+
+PICTURE = spaces.Box(0, 255, (64, 96, 3), np.uint8)
+BUTTON = spaces.Discrete(5, start=2)
+LENGTHS = (70, 5)  # actions
+
+
+def write(
+    tmp_path, form: str, jpeg: bool, observations: gymnasium.Space = PICTURE, acts: gymnasium.Space | None = None
+):
+    """A dataset of two episodes, whose pictures show 128 e + t; gives its folder and the actions."""
+    from minari.dataset.minari_storage import MinariStorage
+
+    (tmp_path / "set" / "data").mkdir(parents=True)
+    storage = MinariStorage.new(tmp_path / "set" / "data", observations, acts, data_format=form, jpeg_encoding=jpeg)
+    buffers, drawn = [], []
+    for number, length in enumerate(LENGTHS):
+        pictures = [stamped(128 * number + t) for t in range(length + 1)]
+        seen = (
+            pictures if observations is PICTURE else {"image": pictures, "speed": np.zeros((length + 1, 2), np.float32)}
+        )
+        acts.seed(number)
+        drawn.append([acts.sample() for _ in range(length)])
+        taken = drawn[-1]
+        if isinstance(acts, spaces.Tuple):
+            taken = tuple(list(column) for column in zip(*drawn[-1], strict=True))
+        buffers.append(
+            EpisodeBuffer(
+                id=number,
+                observations=seen,
+                actions=taken,
+                rewards=[float(t) for t in range(length)],
+                terminations=[False] * (length - 1) + [number == 0],
+                truncations=[False] * (length - 1) + [number == 1],
+            )
+        )
+    storage.update_episodes(buffers)
+    return tmp_path / "set", drawn
+
+
+@pytest.mark.parametrize("form", ["hdf5", "arrow", "parquet"])
+@pytest.mark.parametrize("jpeg", [True, False])
+def test_episodes_of_every_format_are_imported(tmp_path, form, jpeg):
+    """An action's reward arrives with the next frame, and the last frame is kept."""
+    folder, drawn = write(tmp_path, form, jpeg)
+    importer = MinariImporter(folder, Options())
+    assert importer.sources() == ["episode-000000", "episode-000001"]
+    assert importer.recording.frame == (64, 96, 3)
+    assert importer.recording.actions.parts == (Part("action", "categorical", 5),)
+    ((one,), (two,)) = (imported(importer, source) for source in importer.sources())
+    assert stamps(one.frames_THWC) == list(range(71))
+    assert stamps(two.frames_THWC) == list(range(128, 134))
+    assert one.act_out_TA[:-1, 0].tolist() == [act - 2 for act in drawn[0]]
+    assert one.act_known_T.tolist() == [True] * 70 + [False]
+    assert one.reward_T.tolist() == [0.0, *range(70)]
+    assert (one.terminal, one.truncated, two.terminal, two.truncated) == (True, False, False, True)
+    if not jpeg:
+        assert np.array_equal(one.frames_THWC[7], stamped(7))
+
+
+@pytest.mark.parametrize("form", ["hdf5", "arrow"])
+def test_pictures_are_found_among_other_observations_and_tuples_of_actions_are_parts(tmp_path, form):
+    seen = spaces.Dict({"image": PICTURE, "speed": spaces.Box(-1, 1, (2,), np.float32)})
+    acts = spaces.Tuple((spaces.Discrete(3), spaces.Box(-1, 1, (2,), np.float32)))
+    folder, drawn = write(tmp_path, form, True, seen, acts)
+    importer = MinariImporter(folder, Options())
+    (one,) = imported(importer, "episode-000000")
+    assert stamps(one.frames_THWC) == list(range(71))
+    assert one.act_out_TA[3] == pytest.approx(np.array([drawn[0][3][0], *drawn[0][3][1]], np.float32))
+    with pytest.raises(DataError, match="are of image, speed: say which"):
+        imported(MinariImporter(folder, Options(key="camera")), "episode-000000")
+
+
+def test_datasets_without_pictures_are_refused(tmp_path):
+    folder, _ = write(tmp_path, "hdf5", True)
+    metadata = folder / "data" / "metadata.json"
+    whole = json.loads(metadata.read_text())
+    import h5py
+
+    with h5py.File(folder / "data" / "main_data.hdf5", "a") as file:
+        del file["episode_0/observations"]
+        file["episode_0/observations"] = np.zeros((71, 17), np.float64)
+    with pytest.raises(DataError, match="not images"):
+        imported(MinariImporter(folder, Options()), "episode-000000")
+    for change in ({"total_episodes": -3}, {"total_episodes": "x"}, {"action_space": "{}"}, {"action_space": 3}):
+        metadata.write_text(json.dumps({**whole, **change}))
+        with pytest.raises(DataError):
+            MinariImporter(folder, Options())
+    with pytest.raises(DataError, match="not the metadata of a Minari dataset"):
+        MinariImporter(tmp_path, Options())
+
+
+@pytest.mark.parametrize("form", ["hdf5", "arrow"])
+def test_missing_and_damaged_episodes_are_named(tmp_path, form):
+    folder, _ = write(tmp_path, form, True)
+    metadata = folder / "data" / "metadata.json"
+    metadata.write_text(json.dumps({**json.loads(metadata.read_text()), "total_episodes": 3}))
+    with pytest.raises(DataError, match="data"):
+        imported(MinariImporter(folder, Options()), "episode-000002")
+    if form == "hdf5":
+        path = folder / "data" / "main_data.hdf5"
+        path.write_bytes(path.read_bytes()[:3000])
+    else:
+        shutil.rmtree(folder / "data" / "0")
+    with pytest.raises(DataError, match=r"is damaged|holds no"):
+        imported(MinariImporter(folder, Options()), "episode-000000")
