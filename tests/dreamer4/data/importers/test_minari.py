@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from pathlib import Path
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -23,13 +25,13 @@ LENGTHS = (70, 5)  # actions
 
 
 def write(
-    tmp_path, form: str, jpeg: bool, observations: gymnasium.Space = PICTURE, acts: gymnasium.Space | None = None
-):
+    folder: Path, form: str, jpeg: bool, observations: gymnasium.Space = PICTURE, acts: gymnasium.Space = BUTTON
+) -> tuple[Path, list[list[Any]]]:
     """A dataset of two episodes, whose pictures show 128 e + t; gives its folder and the actions."""
     from minari.dataset.minari_storage import MinariStorage
 
-    (tmp_path / "set" / "data").mkdir(parents=True)
-    storage = MinariStorage.new(tmp_path / "set" / "data", observations, acts, data_format=form, jpeg_encoding=jpeg)
+    (folder / "set" / "data").mkdir(parents=True)
+    storage = MinariStorage.new(folder / "set" / "data", observations, acts, data_format=form, jpeg_encoding=jpeg)
     buffers, drawn = [], []
     for number, length in enumerate(LENGTHS):
         pictures = [stamped(128 * number + t) for t in range(length + 1)]
@@ -52,7 +54,7 @@ def write(
             )
         )
     storage.update_episodes(buffers)
-    return tmp_path / "set", drawn
+    return folder / "set", drawn
 
 
 @pytest.mark.parametrize("form", ["hdf5", "arrow", "parquet"])
