@@ -62,7 +62,7 @@ class Windows:
 
         An event is a reward other than 0, or a terminal frame. They are rare, and what is measured is conditional.
         """
-        frame_F = self.axis.frame_F
+        frame_F = self.axis.frames(np.arange(len(self.axis)))
         event_F = (self.dataset.reward_F[frame_F] != 0) | self.dataset.terminal_F[frame_F]
         known_F = self.past_F > 0
         events = self._draw(use, np.flatnonzero(known_F & event_F))[: count // 2]
@@ -84,10 +84,10 @@ class Windows:
 
     def _contexts(self, ends_N: np.ndarray) -> np.ndarray:
         back_C = np.arange(1 - self.context, 1)
-        return self.axis.frame_F[(ends_N[:, None] + back_C) % len(self.axis)]
+        return self.axis.frames((ends_N[:, None] + back_C) % len(self.axis))
 
     def _continued(self, ends_N: np.ndarray, steps: int) -> Continuations:
         ahead_H = np.arange(1, steps + 1)
         future_N1 = self.future_F[ends_N][:, None]
-        following = self.axis.frame_F[ends_N[:, None] + np.minimum(ahead_H, future_N1)]
+        following = self.axis.frames(ends_N[:, None] + np.minimum(ahead_H, future_N1))
         return Continuations(self._contexts(ends_N), following, ahead_H <= future_N1)

@@ -24,7 +24,8 @@ from cluster.run import Run
 from cluster.telemetry import Progress
 from cluster.variants import VARIANTS
 from dreamer4.data.latents import finish_latents, latents_fingerprint, latents_finished, write_latents
-from dreamer4.data.writer import ShardWriter, finished_shard, merge_shards
+from dreamer4.data.shard_writer import ShardWriter
+from dreamer4.data.writer import finished_shard, merge_shards
 from dreamer4.envs.registry import spec
 from dreamer4.errors import RunError
 

@@ -21,11 +21,12 @@ ALL = slice(None)
 
 @dataclass(frozen=True)
 class Axis:
-    """Chosen episodes end to end. `frame_F[i]` is the dataset's frame at position i of this axis."""
+    """Chosen episodes end to end."""
 
-    frame_F: np.ndarray
     starts_E: np.ndarray  # positions at which the chosen episodes begin
     lengths_E: np.ndarray
+    first_E: np.ndarray  # frames of the dataset at which they begin
+    terminal_E: np.ndarray  # whether their last frame is terminal
 
     @classmethod
     def of(cls, dataset: EpisodeDataset, episodes: np.ndarray) -> "Axis":
@@ -36,12 +37,31 @@ class Axis:
             )
         chosen = np.flatnonzero(episodes)
         lengths = dataset.lengths_E[chosen]
-        starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
-        frames = np.repeat(dataset.starts_E[chosen] - starts, lengths) + np.arange(lengths.sum())
-        return cls(frames, starts, lengths)
+        return cls(np.cumsum(lengths) - lengths, lengths, dataset.starts_E[chosen], dataset.terminal_E[chosen])
 
     def __len__(self) -> int:
-        return len(self.frame_F)
+        return int(self.lengths_E.sum())
+
+    def frames(self, position: np.ndarray) -> np.ndarray:
+        """The dataset's frames at positions of this axis."""
+        episode = np.searchsorted(self.starts_E, position, side="right") - 1
+        return self.first_E[episode] + position - self.starts_E[episode]
+
+    def positions(self, frame: np.ndarray) -> np.ndarray:
+        """The positions of those of the dataset's frames that lie on this axis, in the same order."""
+        episode = np.searchsorted(self.first_E, frame, side="right") - 1
+        offset = frame - self.first_E[episode]
+        on_axis = (episode >= 0) & (offset < self.lengths_E[episode])
+        return (self.starts_E[episode] + offset)[on_axis]
+
+    def alive(self, number: np.ndarray) -> np.ndarray:
+        """Positions of the frames with these numbers, counting only those that are not terminal."""
+        terminal = (self.starts_E + self.lengths_E - 1)[self.terminal_E]
+        return number + np.searchsorted(terminal - np.arange(len(terminal)), number, side="right")
+
+    @property
+    def alive_count(self) -> int:
+        return len(self) - int(self.terminal_E.sum())
 
 
 class ClipSampler:
@@ -89,7 +109,7 @@ class ClipSampler:
             DataError: the chosen episodes have fewer frames than one window.
         """
         random = numpy_generator(self.seed, "clips", self.name, step)
-        return self.clip(self.axis.frame_F[self._windows(self.axis, random, batch, length)[rows]], contents)
+        return self.clip(self.axis.frames(self._windows(self.axis, random, batch, length)[rows]), contents)
 
     def mixture(
         self,
@@ -123,8 +143,8 @@ class ClipSampler:
             self._relevant = key, Axis.of(self.dataset, relevant)
         axis = self._relevant[1]
         half = (batch + step % 2) // 2
-        uniform = self.axis.frame_F[self._windows(self.axis, random, batch - half, length)]
-        chosen = axis.frame_F[self._windows(axis, random, half, length)]
+        uniform = self.axis.frames(self._windows(self.axis, random, batch - half, length))
+        chosen = axis.frames(self._windows(axis, random, half, length))
         relevant_B = torch.arange(batch) >= batch - half
         return self.clip(np.concatenate([uniform, chosen])[rows], contents), relevant_B[rows]
 
@@ -136,8 +156,7 @@ class ClipSampler:
             )
         last = random.integers(len(axis), size=batch)
         if self.ends_alive:
-            alive = np.flatnonzero(~self.dataset.terminal_F[axis.frame_F])
-            last = alive[random.integers(len(alive), size=batch)]
+            last = axis.alive(random.integers(axis.alive_count, size=batch))
         return (last[:, None] - np.arange(length)[::-1]) % len(axis)
 
     def clip(self, frame_BT: np.ndarray, contents: bool = True) -> Clip:
@@ -147,9 +166,12 @@ class ClipSampler:
             contents: with frames or latents; without them a clip is cheap, whatever its size.
         """
         data = self.dataset
-        first = data.first_F[frame_BT]
+        episode = data.episode_of(frame_BT)
+        first = frame_BT == data.starts_E[episode]
+        terminal = data.terminal_E[episode] & (frame_BT == data.starts_E[episode] + data.lengths_E[episode] - 1)
         before = np.where(first, frame_BT, frame_BT - 1)  # the frame at which act_in was chosen
-        known_in = ~first & data.act_known_F[before]
+        rows, rows_before = data.rows(frame_BT), data.rows(before)
+        known_in = ~first & rows_before["act_known"]
         # An episode that begins at the row's first frame starts no new segment: counting is from 0.
         segment = np.cumsum(first, axis=1) - first[:, :1]
         video = latents = None
@@ -160,15 +182,19 @@ class ClipSampler:
         else:
             latents = torch.from_numpy(self.latents.take(frame_BT))
         return Clip(
-            act_in_BTA=torch.from_numpy(np.where(known_in[..., None], data.act_out_FA[before], 0)),
-            act_in_known_BT=torch.from_numpy(known_in),
-            act_out_BTA=torch.from_numpy(data.act_out_FA[frame_BT]),
-            act_out_known_BT=torch.from_numpy(data.act_known_F[frame_BT]),
-            reward_BT=torch.from_numpy(np.where(first, 0, data.reward_F[frame_BT])),
-            reward_known_BT=torch.from_numpy(~first),
-            continue_BT=torch.from_numpy(1 - data.terminal_F[frame_BT].astype(np.float32)),
-            segment_BT=torch.from_numpy(segment.astype(np.int64)),
-            task_BT=torch.from_numpy(data.task_F[frame_BT].astype(np.int64)),
+            act_in_BTA=_tensor(np.where(known_in[..., None], rows_before["act_out"], 0)),
+            act_in_known_BT=_tensor(known_in),
+            act_out_BTA=_tensor(rows["act_out"]),
+            act_out_known_BT=_tensor(rows["act_known"]),
+            reward_BT=_tensor(np.where(first, 0, rows["reward"])),
+            reward_known_BT=_tensor(~first),
+            continue_BT=_tensor(1 - terminal.astype(np.float32)),
+            segment_BT=_tensor(segment.astype(np.int64)),
+            task_BT=_tensor(data.task_E[episode].astype(np.int64)),
             video_BTHWC=video,
             latents_BTSD=latents,
         )
+
+
+def _tensor(values: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values))

@@ -1,8 +1,10 @@
-"""Reads a dataset: small columns in memory, frames memory-mapped, all on one frame axis.
+"""Reads a dataset: an index of episodes in memory, rows and frames when they are asked for, all on one frame axis.
 
 The frame axis is all episodes laid end to end in the order of the manifest; a position on it is a frame's address.
 """
 
+import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Self
 
@@ -10,105 +12,123 @@ import numpy as np
 import pyarrow as pa
 
 from dreamer4.actions import ActionSpace
-from dreamer4.data.rows import Rows
-from dreamer4.data.schema import Frame, Manifest, Shard, binary_rows, crc32_of, open_arrow
+from dreamer4.data.blocks import Blocks, Column, Frames
+from dreamer4.data.index import Index, read_index
+from dreamer4.data.schema import Frame, Manifest, Shard, check_size, crc32_of
+from dreamer4.data.storage import Folder, folder_at
 from dreamer4.errors import DataError
 from dreamer4.rng import numpy_generator
 from dreamer4.types import Episode
 
+OPENERS = 16  # threads that read the indices of shards
+
 
 class EpisodeDataset:
-    """Memory-mapped episodes. Suffix `F`: per frame of the whole dataset, `E`: per episode.
+    """Episodes on a disk or elsewhere. Suffix `F`: per frame of the whole dataset, `E`: per episode, `V`: per event.
 
-    Columns: `act_out_FA`, `act_known_F`, `reward_F`, `terminal_F`, `first_F`, `task_F`; per episode `starts_E`,
-    `lengths_E`, `returns_E`, `success_E`, `task_E`.
+    In memory: `starts_E`, `lengths_E`, `returns_E`, `success_E`, `task_E`, `terminal_E`, `truncated_E`, `known_E`
+    (frames with an action), `event_frame_V`, `event_task_V`.
+
+    Read where they are indexed, as arrays are: `frames`, `act_out_FA`, `act_known_F`, `reward_F`, `events_F` (bit k:
+    the goal of task k was reached), `first_F`, `terminal_F`, `task_F`.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, verify: bool = False):
-        self.folder, self.manifest = Path(folder), manifest
-        tables = [self._open(shard, verify) for shard in manifest.shards]
-        batches = [batch for table in tables for batch in table]
-        dtype = np.dtype(np.uint8)
-        self.frames = Rows([binary_rows(batch.column("frame"), dtype, manifest.frame) for batch in batches])
-        columns = manifest.actions.columns
+    def __init__(self, folder: Folder, manifest: Manifest, verify: bool = False, threads: int = 0):
+        self.place, self.folder, self.manifest = folder, folder.name, manifest
+        if not manifest.shards:
+            raise DataError(f"the dataset in '{self.folder}' has no shard: record or import something")
+        with ThreadPoolExecutor(OPENERS) as pool:
+            indices = list(pool.map(lambda shard: open_shard(folder, manifest, shard, verify), manifest.shards))
 
         def column(name: str) -> np.ndarray:
-            return np.concatenate([batch.column(name).to_numpy(zero_copy_only=False) for batch in batches])
+            return np.concatenate([getattr(index, name) for index in indices])
 
-        self.act_out_FA = np.concatenate(
-            [batch.column("act_out").flatten().to_numpy().reshape(-1, columns) for batch in batches]
-        )
-        self.act_known_F, self.reward_F = column("act_known"), column("reward")
-        self.terminal_F, self.first_F, self.task_F = column("terminal"), column("first"), column("task")
-        self.starts_E = np.flatnonzero(self.first_F)
-        self.lengths_E = np.diff(np.append(self.starts_E, len(self.first_F)))
-        if len(self.first_F) != manifest.frames or len(self.starts_E) != manifest.episodes:
-            raise DataError(
-                f"'{self.folder}' holds {len(self.first_F)} frames of {len(self.starts_E)} episodes, its manifest says "
-                f"{manifest.frames} of {manifest.episodes}"
-            )
-        rewards = np.where(self.first_F, 0.0, self.reward_F).astype(np.float64)
-        self.returns_E = np.add.reduceat(rewards, self.starts_E)
-        self.success_E, self.task_E = column("success")[self.starts_E], self.task_F[self.starts_E]
-        self._sources = [str(source) for batch in batches for source in self._sources_of(batch)]
+        self.lengths_E, self.task_E, self.returns_E = column("length_E"), column("task_E"), column("return_E")
+        self.success_E, self.known_E = column("success_E"), column("known_E")
+        self.terminal_E, self.truncated_E = column("terminal_E"), column("truncated_E")
+        self.starts_E = np.cumsum(self.lengths_E) - self.lengths_E
+        self._source_E = pa.chunked_array([index.source_E for index in indices])
+        frames_before = np.cumsum([0, *(shard.frames for shard in manifest.shards[:-1])])
+        events = [index.event_frame_V + before for index, before in zip(indices, frames_before, strict=True)]
+        self.event_frame_V, self.event_task_V = np.concatenate(events), column("event_task_V")
+        self._blocks = Blocks(folder, manifest, indices)
+        self.frames = Frames(self._blocks, self.starts_E, self.lengths_E, threads)
+        count, columns = manifest.frames, manifest.actions.columns
+        take = self._blocks.take
+        self.act_out_FA = Column(lambda index: take(index)["act_out"], count, (columns,), np.float32)
+        self.act_known_F = Column(lambda index: take(index)["act_known"], count, (), np.bool_)
+        self.reward_F = Column(lambda index: take(index)["reward"], count, (), np.float32)
+        self.events_F = Column(lambda index: take(index)["events"], count, (), np.int64)
+        self.first_F = Column(self.is_first, count, (), np.bool_)
+        self.terminal_F = Column(self.is_terminal, count, (), np.bool_)
+        self.task_F = Column(lambda index: self.task_E[self.episode_of(index)], count, (), np.int32)
 
     @classmethod
-    def open(cls, folder: Path | str, verify: bool = False) -> Self:
+    def open(cls, folder: Path | str, verify: bool = False, threads: int = 0) -> Self:
         """Opens a finished dataset.
 
         Args:
+            folder: a path, or a URL that pyarrow or fsspec knows.
             verify: also read every byte and compare checksums.
+            threads: that decode frames side by side; 0 decodes in the caller's thread.
 
         Raises:
             DataError: there is no dataset, or a file is missing, truncated or damaged; the message names it.
         """
-        return cls(Path(folder), Manifest.read(Path(folder)), verify)
-
-    def _open(self, shard: Shard, verify: bool) -> list[pa.RecordBatch]:
-        path = self.folder / shard.file
-        reader = open_arrow(path, shard.bytes, self.manifest.recording.arrow_schema())
-        if verify and crc32_of(path) != shard.crc32:
-            raise DataError(f"'{path}' doesn't have the checksum of its manifest: it is damaged; write it again")
-        try:
-            batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"'{path}' is damaged: {error}") from error
-        if sum(batch.num_rows for batch in batches) != shard.frames:
-            raise DataError(f"'{path}' doesn't hold the {shard.frames} frames that the manifest says")
-        return batches
-
-    @staticmethod
-    def _sources_of(batch: pa.RecordBatch) -> list[str]:
-        """The source of every episode of a batch."""
-        first = batch.column("first").to_numpy(zero_copy_only=False)
-        return batch.column("source").take(pa.array(np.flatnonzero(first))).to_pylist()
+        place = folder_at(folder)
+        return cls(place, Manifest.read(place), verify, threads)
 
     @property
     def frame_count(self) -> int:
-        return len(self.first_F)
+        return self.manifest.frames
 
     @property
     def episode_count(self) -> int:
         return len(self.starts_E)
 
+    def episode_of(self, frame: np.ndarray) -> np.ndarray:
+        """The number of the episode in which a frame lies."""
+        return np.searchsorted(self.starts_E, frame, side="right") - 1
+
+    def is_first(self, frame: np.ndarray) -> np.ndarray:
+        return frame == self.starts_E[self.episode_of(frame)]
+
+    def is_terminal(self, frame: np.ndarray) -> np.ndarray:
+        episode = self.episode_of(frame)
+        return self.terminal_E[episode] & (frame == self.starts_E[episode] + self.lengths_E[episode] - 1)
+
+    def rows(self, frame: np.ndarray) -> np.ndarray:
+        """`act_out`, `act_known`, `reward` and `events` of frames at any positions, as one structured array."""
+        return self._blocks.take(frame)
+
     def video(self, start: int, stop: int) -> np.ndarray:
-        """Frames `start` to `stop - 1` of the frame axis, uint8 `[T, H, W, C]`; a view of the file where possible."""
-        return self.frames.between(start, stop)
+        """Frames `start` to `stop - 1` of the frame axis, uint8 `[T, H, W, C]`, read-only."""
+        video = self.frames.between(start, stop)
+        video.flags.writeable = False
+        return video
 
     def episode(self, index: int) -> Episode:
         """One whole recording."""
         start = int(self.starts_E[index])
         stop = start + int(self.lengths_E[index])
+        rows = self.rows(np.arange(start, stop))
+        events = rows["events"][:, None] >> np.arange(len(self.manifest.tasks)) & 1
         return Episode(
             frames_THWC=self.video(start, stop),
-            act_out_TA=self.act_out_FA[start:stop],
-            act_known_T=self.act_known_F[start:stop],
-            reward_T=self.reward_F[start:stop],
-            terminal=bool(self.terminal_F[stop - 1]),
+            act_out_TA=rows["act_out"].copy(),
+            act_known_T=rows["act_known"].copy(),
+            reward_T=rows["reward"].copy(),
+            terminal=bool(self.terminal_E[index]),
             success=bool(self.success_E[index]),
             task=int(self.task_E[index]),
-            source=self._sources[index],
+            source=self.source(index),
+            truncated=bool(self.truncated_E[index]),
+            events_TK=events.astype(bool) if events.any() else None,
         )
+
+    def source(self, index: int) -> str:
+        """Where an episode comes from."""
+        return self._source_E[index].as_py()
 
     def check_fits(self, frame: Frame, actions: ActionSpace) -> None:
         """Raises `DataError` if the recordings are not of the frame size and action space that a model takes."""
@@ -130,3 +150,27 @@ class EpisodeDataset:
         order = numpy_generator(seed, "validation split").permutation(self.episode_count)
         training[order[:held_out]] = False
         return training
+
+
+def open_shard(folder: Folder, manifest: Manifest, shard: Shard, verify: bool = False) -> Index:
+    """The index of a shard, checked against the manifest.
+
+    Args:
+        verify: also read every byte of shard and index.
+
+    Raises:
+        DataError: a file is missing, truncated or damaged; the message names it.
+    """
+    check_size(folder, shard.file, shard.bytes)
+    check_size(folder, shard.index, shard.index_bytes)
+    if verify and crc32_of(folder, shard.file, shard.bytes) != shard.crc32:
+        raise damaged(folder, shard.file)
+    data = folder.read(shard.index)
+    if zlib.crc32(data) != shard.index_crc32:
+        raise damaged(folder, shard.index)
+    name = f"{folder.name}/{shard.index}"
+    return read_index(data, name, manifest.recording, shard.episodes, shard.frames, shard.bytes)
+
+
+def damaged(folder: Folder, file: str) -> DataError:
+    return DataError(f"'{folder.name}/{file}' doesn't have the checksum of its manifest: it is damaged; write it again")

@@ -1,22 +1,35 @@
-"""Rows that lie in many memory-mapped pieces, read as one array."""
+"""Rows that lie in many places, read as one array."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
 
 
-class Rows:
-    """A read-only array `[F, *shape]` in pieces along its first axis; the pieces are views of files, never joined.
+class Rows(ABC):
+    """A read-only array `[F, *shape]` whose rows are fetched when they are asked for."""
 
-    Args:
-        pieces: arrays `[F_i, *shape]` of one shape and type.
-    """
+    shape: tuple[int, ...]
+    dtype: np.dtype
 
-    def __init__(self, pieces: Sequence[np.ndarray]):
-        self.pieces = list(pieces)
-        self.ends = np.cumsum([len(piece) for piece in self.pieces])
-        self.shape = (int(self.ends[-1]), *self.pieces[0].shape[1:])
-        self.dtype = self.pieces[0].dtype
+    @abstractmethod
+    def take(self, index: np.ndarray) -> np.ndarray:
+        """Rows at an index array of any shape, `[*index.shape, *shape]`, a copy.
+
+        Raises:
+            IndexError: a position is outside.
+        """
+
+    def between(self, start: int, stop: int) -> np.ndarray:
+        """Rows `start` to `stop - 1`."""
+        if not 0 <= start <= stop <= len(self):
+            raise IndexError(f"rows {start} to {stop} of {len(self)}")
+        return self.take(np.arange(start, stop))
+
+    def check(self, index: np.ndarray) -> None:
+        """Positions are not wrapped around: -1 would silently be the last frame of another episode."""
+        if index.size and not 0 <= index.min() <= index.max() < len(self):
+            raise IndexError(f"rows {index.min()} to {index.max()} of {len(self)}")
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -30,8 +43,30 @@ class Rows:
             return self.between(start, max(start, stop)) if step == 1 else self.take(np.arange(start, stop, step))
         return self.take(np.asarray(index))
 
+
+def runs(key_N: np.ndarray) -> list[tuple[int, int]]:
+    """`begin, end` of every stretch of equal neighbours."""
+    if not len(key_N):
+        return []
+    changes = np.flatnonzero(key_N[1:] != key_N[:-1]) + 1
+    return list(zip([0, *changes.tolist()], [*changes.tolist(), len(key_N)], strict=True))
+
+
+class Pieces(Rows):
+    """Arrays end to end, never joined.
+
+    Args:
+        pieces: arrays `[F_i, *shape]` of one shape and type.
+    """
+
+    def __init__(self, pieces: Sequence[np.ndarray]):
+        self.pieces = list(pieces)
+        self.ends = np.cumsum([len(piece) for piece in self.pieces])
+        self.shape = (int(self.ends[-1]), *self.pieces[0].shape[1:])
+        self.dtype = self.pieces[0].dtype
+
     def between(self, start: int, stop: int) -> np.ndarray:
-        """Rows `start` to `stop - 1`: a view where they lie in one piece, otherwise a copy."""
+        """A view where they lie in one piece, otherwise a copy."""
         if not 0 <= start <= stop <= len(self):
             raise IndexError(f"rows {start} to {stop} of {len(self)}")
         piece = int(np.searchsorted(self.ends, start, side="right")) if start < len(self) else len(self.ends) - 1
@@ -41,21 +76,11 @@ class Rows:
         return self.take(np.arange(start, stop))
 
     def take(self, index: np.ndarray) -> np.ndarray:
-        """Rows at an index array of any shape, `[*index.shape, *shape]`, a copy.
-
-        Neighbouring indices in one piece are read in one go, so windows cost one copy each.
-        """
-        if index.size and not 0 <= index.min() <= index.max() < len(self):
-            raise IndexError(f"rows {index.min()} to {index.max()} of {len(self)}")
-        result = np.empty((index.size, int(np.prod(self.shape[1:]))), self.dtype)
+        self.check(index)
+        result = np.empty((index.size, *self.shape[1:]), self.dtype)
         flat = index.reshape(-1)
         piece = np.searchsorted(self.ends, flat, side="right")
-        changes = np.flatnonzero(piece[1:] != piece[:-1]) + 1
-        for begin, end in zip([0, *changes], [*changes, flat.size], strict=True):
-            if begin == end:
-                continue
+        for begin, end in runs(piece):
             rows = self.pieces[piece[begin]]
-            origin = self.ends[piece[begin]] - len(rows)
-            # mode "clip" is numpy's only mode that writes to `out` without a buffer; indices are checked above.
-            np.take(rows.reshape(len(rows), -1), flat[begin:end] - origin, axis=0, out=result[begin:end], mode="clip")
+            result[begin:end] = rows[flat[begin:end] - (self.ends[piece[begin]] - len(rows))]
         return result.reshape(*index.shape, *self.shape[1:])

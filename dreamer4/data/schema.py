@@ -1,13 +1,14 @@
 """The format of a dataset: a folder of Arrow IPC files, one row per frame, and `manifest.json`, which is written last.
 
-Rows are in storage order: `act_out` is chosen at the row's frame, `reward` and `terminal` are on arrival at it (timing
-contract of `dreamer4.types`). Nothing is compressed, so a memory map of a file is its arrays. Whole episodes lie in
-one record batch. Any Arrow library reads the files; nothing in them is pickled.
+Rows are in storage order: `act_out` is chosen at the row's frame, `reward`, `terminal` and `events` are on arrival at
+it (timing contract of `dreamer4.types`). Any Arrow library reads the files; nothing in them is pickled. The whole
+description is docs/data-format.md.
 """
 
+import json
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,18 +16,24 @@ import numpy as np
 import pyarrow as pa
 
 from dreamer4.actions import ActionSpace
-from dreamer4.errors import DataError, RunError
-from dreamer4.files import read_json
+from dreamer4.data.codecs import Codec
+from dreamer4.data.storage import Folder
+from dreamer4.errors import DataError
 
 FORMAT = "dreamer4-episodes"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
+MOST_TASKS = 63  # the bits of `events`
 
 Frame = tuple[int, int, int]
 
 
 def shard_name(index: int) -> str:
     return f"shard-{index:05d}.arrow"
+
+
+def index_name(index: int) -> str:
+    return f"index-{index:05d}.arrow"
 
 
 @dataclass(frozen=True)
@@ -37,30 +44,41 @@ class Recording:
     frame: Frame  # H, W, C
     actions: ActionSpace
     tasks: tuple[str, ...]
+    codec: Codec = field(default_factory=Codec)
 
     def __post_init__(self) -> None:
         if len(self.frame) != 3 or min(self.frame) < 1:
             raise DataError(f"frames are [height, width, channels], all at least 1; got {tuple(self.frame)}")
-        if not self.tasks:
-            raise DataError("a dataset has at least one task; name it even if there is only one")
+        if not 1 <= len(self.tasks) <= MOST_TASKS:
+            raise DataError(
+                f"a dataset has 1 to {MOST_TASKS} tasks, got {len(self.tasks)}; name it even if there is one"
+            )
+        self.codec.check(self.frame)
 
     @property
     def frame_bytes(self) -> int:
         return self.frame[0] * self.frame[1] * self.frame[2]
 
     def arrow_schema(self) -> pa.Schema:
+        """The frames come last: what lies before them in a file is small and read in one go."""
+        raw = self.codec.kind == "raw"
         return pa.schema(
             [
-                pa.field("frame", pa.binary(self.frame_bytes), nullable=False),
+                pa.field("episode", pa.int64(), nullable=False),
+                pa.field("first", pa.bool_(), nullable=False),
                 pa.field("act_out", pa.list_(pa.float32(), self.actions.columns), nullable=False),
                 pa.field("act_known", pa.bool_(), nullable=False),
                 pa.field("reward", pa.float32(), nullable=False),
                 pa.field("terminal", pa.bool_(), nullable=False),
-                pa.field("first", pa.bool_(), nullable=False),
-                pa.field("episode", pa.int64(), nullable=False),
+                pa.field("truncated", pa.bool_(), nullable=False),
+                pa.field("events", pa.int64(), nullable=False),
                 pa.field("task", pa.int32(), nullable=False),
                 pa.field("success", pa.bool_(), nullable=False),
                 pa.field("source", pa.dictionary(pa.int32(), pa.string()), nullable=False),
+                pa.field("chunk_crc32", pa.uint32(), nullable=False),
+                pa.field("frame", pa.binary(self.frame_bytes), nullable=False)
+                if raw
+                else pa.field("chunk", pa.large_binary(), nullable=True),
             ]
         )
 
@@ -70,13 +88,15 @@ class Recording:
             "frame": list(self.frame),
             "actions": self.actions.to_json(),
             "tasks": list(self.tasks),
+            "codec": self.codec.to_json(),
         }
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Self:
         height, width, channels = record["frame"]
         space = ActionSpace.from_json(record["actions"])
-        return cls(record["env"], (height, width, channels), space, tuple(record["tasks"]))
+        codec = Codec(**record["codec"])
+        return cls(record["env"], (height, width, channels), space, tuple(record["tasks"]), codec)
 
     def difference(self, other: "Recording") -> str | None:
         """The first field in which two recordings differ, with both values; None if they fit."""
@@ -86,17 +106,42 @@ class Recording:
 
 @dataclass(frozen=True)
 class Shard:
-    """One file, with the sums that the statistics of the dataset are made of."""
+    """One file and its index, with the sums that the statistics of the dataset are made of.
+
+    Pixel sums are over the first frame of every chunk, in [0, 1], per channel. The error of video is measured on some
+    chunks: `error_sum` is the sum of the mean squared errors of `error_chunks` of them, 0 where nothing is lost.
+    """
 
     file: str
+    index: str
     first_episode: int
     episodes: int
     frames: int
     bytes: int
     crc32: int
+    index_bytes: int
+    index_crc32: int
     successes: int
+    known: int  # frames with an action
     return_sum: float
     return_square_sum: float
+    action_sum: tuple[float, ...]  # per column, over known actions
+    action_square_sum: tuple[float, ...]
+    pixels: int
+    pixel_sum: tuple[float, ...]
+    pixel_square_sum: tuple[float, ...]
+    error_chunks: int
+    error_sum: float
+
+    def __post_init__(self) -> None:
+        for name in ("action_sum", "action_square_sum", "pixel_sum", "pixel_square_sum"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON has lists
+        sizes = ("first_episode", "episodes", "frames", "bytes", "index_bytes")
+        if any(not isinstance(getattr(self, name), int) or getattr(self, name) < 0 for name in sizes):
+            raise ValueError(f"sizes of a shard are whole numbers from 0 on: {[getattr(self, name) for name in sizes]}")
+        for name in (self.file, self.index):
+            if not isinstance(name, str) or Path(name).name != name:
+                raise ValueError(f"{name!r} is not the name of a file in the dataset's folder")
 
 
 @dataclass(frozen=True)
@@ -138,17 +183,34 @@ class Manifest:
         return f"{zlib.crc32(sums.encode()):08x}"
 
     @property
-    def statistics(self) -> dict[str, float]:
-        """Over episodes: mean and standard deviation of the return, share of successes, mean length in frames."""
-        count = max(self.episodes, 1)
-        mean = sum(shard.return_sum for shard in self.shards) / count
-        square = sum(shard.return_square_sum for shard in self.shards) / count
-        return {
-            "return_mean": mean,
-            "return_std": max(square - mean**2, 0.0) ** 0.5,
+    def statistics(self) -> dict[str, Any]:
+        """Over episodes: mean and standard deviation of the return, share of successes, mean length in frames. Over
+        frames: share of known actions, mean and standard deviation of actions by column and of pixels by channel. Of
+        video: the peak signal-to-noise ratio in dB.
+        """
+        count, known = max(self.episodes, 1), sum(shard.known for shard in self.shards)
+        mean, std = _moments(count, [[s.return_sum] for s in self.shards], [[s.return_square_sum] for s in self.shards])
+        actions = _moments(known, [s.action_sum for s in self.shards], [s.action_square_sum for s in self.shards])
+        pixels = _moments(
+            sum(s.pixels for s in self.shards),
+            [s.pixel_sum for s in self.shards],
+            [s.pixel_square_sum for s in self.shards],
+        )
+        found = {
+            "return_mean": mean[0],
+            "return_std": std[0],
             "success_share": sum(shard.successes for shard in self.shards) / count,
             "length_mean": self.frames / count,
+            "known_share": known / max(self.frames, 1),
+            "action_mean": actions[0],
+            "action_std": actions[1],
+            "pixel_mean": pixels[0],
+            "pixel_std": pixels[1],
         }
+        if chunks := sum(shard.error_chunks for shard in self.shards):
+            error = sum(shard.error_sum for shard in self.shards) / chunks
+            found["psnr_db"] = float(-10 * np.log10(max(error, 1e-12)))
+        return found
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -162,68 +224,64 @@ class Manifest:
         }
 
     @classmethod
-    def read(cls, folder: Path) -> Self:
+    def read(cls, folder: Folder) -> Self:
         """Raises `DataError` naming the file if there is no dataset in the folder or none of this version."""
-        record = read_manifest(Path(folder) / MANIFEST, FORMAT, FORMAT_VERSION)
+        record, path = read_manifest(folder, FORMAT, FORMAT_VERSION), f"{folder.name}/{MANIFEST}"
         try:
             manifest = cls(Recording.from_json(record), tuple(Shard(**shard) for shard in record["shards"]))
             totals = record["episodes"], record["frames"]
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"'{Path(folder) / MANIFEST}' lacks a field or holds a bad one: {error}") from error
+        except (KeyError, TypeError, ValueError, AttributeError, DataError) as error:
+            raise DataError(f"'{path}' lacks a field or holds a bad one: {error}") from error
         if totals != (manifest.episodes, manifest.frames):
             raise DataError(
-                f"'{Path(folder) / MANIFEST}' says {totals[0]} episodes and {totals[1]} frames, "
+                f"'{path}' says {totals[0]} episodes and {totals[1]} frames, "
                 f"its shards hold {manifest.episodes} and {manifest.frames}"
             )
         return manifest
 
 
-def read_manifest(path: Path, name: str, version: int) -> dict[str, Any]:
+def _moments(
+    count: int, sums: Sequence[Sequence[float]], squares: Sequence[Sequence[float]]
+) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation per column, from sums per shard."""
+    mean = np.sum(np.array(sums, np.float64), axis=0) / max(count, 1)
+    square = np.sum(np.array(squares, np.float64), axis=0) / max(count, 1)
+    return mean.tolist(), np.sqrt(np.maximum(square - mean**2, 0)).tolist()
+
+
+def read_manifest(folder: Folder, name: str, version: int) -> dict[str, Any]:
     """The JSON of a manifest of that format and version, or a `DataError` that says what is there instead."""
-    if not path.is_file():
-        raise DataError(f"'{path.parent}' holds no finished dataset: '{path.name}' is missing, and it is written last")
+    path = f"{folder.name}/{MANIFEST}"
+    if folder.size(MANIFEST) is None:
+        raise DataError(f"'{folder.name}' holds no finished dataset: '{MANIFEST}' is missing, and it is written last")
     try:
-        record = read_json(path)
-    except RunError as error:
-        raise DataError(str(error)) from error
+        record = json.loads(folder.read(MANIFEST))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"'{path}' is not JSON: {error}") from error
     if not isinstance(record, dict) or record.get("format") != name:
         raise DataError(f"'{path}' is not the manifest of a '{name}' dataset")
     if record.get("version") != version:
-        raise DataError(f"'{path}' is of format version {record.get('version')}; this program reads version {version}")
+        raise DataError(
+            f"'{path}' is of format version {record.get('version')}; this program reads version {version}: "
+            "record or import it again"
+        )
     return record
 
 
-def crc32_of(path: Path) -> int:
-    checksum = 0
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            checksum = zlib.crc32(block, checksum)
-    return checksum
-
-
-def open_arrow(path: Path, size: int, schema: pa.Schema | None = None) -> pa.RecordBatchFileReader:
-    """Maps an Arrow file of `size` bytes into memory; its arrays are views of the map.
-
-    Raises:
-        DataError: it is missing, has another size or other columns, or is damaged; the message names it.
-    """
-    try:
-        found = path.stat().st_size
-    except OSError as error:
-        raise DataError(f"can't read '{path}', which the manifest names: {error.strerror or error}") from error
+def check_size(folder: Folder, file: str, size: int) -> None:
+    """Raises `DataError` if a file that a manifest names is missing or has another size."""
+    found = folder.size(file)
+    if found is None:
+        raise DataError(f"can't read '{folder.name}/{file}', which the manifest names: no such file")
     if found != size:
-        raise DataError(f"'{path}' has {found} bytes, the manifest says {size}: it was cut or replaced; write it again")
-    try:
-        reader = pa.ipc.open_file(pa.memory_map(str(path)))
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"'{path}' is damaged or not an Arrow file: {error}") from error
-    if schema is not None and not reader.schema.equals(schema):
-        raise DataError(f"'{path}' has columns {reader.schema.names} of other types than its manifest implies")
-    return reader
+        raise DataError(
+            f"'{folder.name}/{file}' has {found} bytes, the manifest says {size}: it was cut or "
+            "replaced; write it again"
+        )
 
 
-def binary_rows(column: pa.Array, dtype: np.dtype, shape: Sequence[int]) -> np.ndarray:
-    """A fixed-size binary column as an array `[rows, *shape]`, without a copy."""
-    width = int(np.prod(shape)) * dtype.itemsize
-    data = np.frombuffer(column.buffers()[1], np.uint8, len(column) * width, column.offset * width)
-    return data.view(dtype).reshape(len(column), *shape)
+def crc32_of(folder: Folder, file: str, size: int) -> int:
+    checksum, source = 0, folder.open(file)
+    for offset in range(0, size, 1 << 22):
+        checksum = zlib.crc32(source.read(offset, min(1 << 22, size - offset)), checksum)
+    return checksum

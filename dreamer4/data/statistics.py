@@ -18,11 +18,13 @@ def pixel_statistics(
     Raises:
         DataError: no episode is chosen.
     """
-    frames = Axis.of(dataset, episodes).frame_F
-    if not len(frames):
+    axis = Axis.of(dataset, episodes)
+    if not len(axis):
         raise DataError(f"no episode of '{dataset.folder}' is chosen for pixel statistics; choose at least one")
-    if len(frames) > max_frames:
-        frames = np.sort(numpy_generator(seed, "pixel statistics").choice(frames, max_frames, replace=False))
+    places = np.arange(min(len(axis), max_frames))
+    if len(axis) > max_frames:
+        places = np.sort(numpy_generator(seed, "pixel statistics").choice(len(axis), max_frames, replace=False))
+    frames = axis.frames(places)
     # Whole numbers, so that sums are exact and a pixel that never changes has a deviation of exactly 0.
     total, squares = np.zeros(dataset.manifest.frame, np.int64), np.zeros(dataset.manifest.frame, np.int64)
     rows = max(1, CHUNK_BYTES // dataset.manifest.recording.frame_bytes)

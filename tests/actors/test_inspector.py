@@ -23,6 +23,7 @@ from actors.collector import Collector
 from actors.inspector import Inspector
 from dreamer4.data.episodes import EpisodeDataset
 from dreamer4.data.latents import LatentDataset
+from dreamer4.data.rows import Pieces
 from dreamer4.data.writer import DatasetWriter
 from dreamer4.dynamics import DynamicsOutput
 from dreamer4.envs.planners import Mixture
@@ -52,7 +53,7 @@ class LookUp(nn.Module):
 
 
 def numbered(dataset: EpisodeDataset) -> LatentDataset:
-    return LatentDataset([np.arange(dataset.frame_count, dtype=np.float32).reshape(-1, 1, 1)], "frame numbers")
+    return LatentDataset(Pieces([np.arange(dataset.frame_count, dtype=np.float32).reshape(-1, 1, 1)]), "frame numbers")
 
 
 def validation(dataset: EpisodeDataset) -> np.ndarray:
@@ -251,7 +252,7 @@ class Actor(nn.Module):
 def latent_actions(dataset: EpisodeDataset) -> LatentDataset:
     """The latent of a frame is the action that led to it."""
     led_to = np.roll(dataset.act_out_FA, 1, axis=0)
-    return LatentDataset([np.where(dataset.first_F[:, None], 0, led_to)[:, None].astype(np.float32)], "actions")
+    return LatentDataset(Pieces([np.where(dataset.first_F[:, None], 0, led_to)[:, None].astype(np.float32)]), "actions")
 
 
 def shuffled(world: World, deaf: bool) -> tuple[dict, Actor]:
@@ -339,7 +340,10 @@ def test_features_are_of_the_last_frame_which_sees_the_context(world: World):
         if changed is not None:
             latents[changed] += 1
         looking = inspector(
-            world.dataset, dynamics=tiny_dynamics(), tokenizer=tiny_tokenizer(), latents=LatentDataset([latents], "")
+            world.dataset,
+            dynamics=tiny_dynamics(),
+            tokenizer=tiny_tokenizer(),
+            latents=LatentDataset(Pieces([latents]), ""),
         )
         return looking.lens.features("rewards", start + np.arange(CONTEXT)[None])
 
@@ -445,4 +449,4 @@ def test_frames_of_validation_only(world: World, tmp_path: Path):
     broken[training_F] = np.nan
     models = {"tokenizer": tiny_tokenizer(), "dynamics": tiny_dynamics()}
     one = inspector(data, latents=world.latents, **models).measure(12, 2)
-    assert_equal(one, inspector(data, latents=LatentDataset([broken], "broken"), **models).measure(12, 2))
+    assert_equal(one, inspector(data, latents=LatentDataset(Pieces([broken]), "broken"), **models).measure(12, 2))

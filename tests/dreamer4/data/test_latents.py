@@ -51,10 +51,17 @@ def test_latents_lie_on_the_frame_axis_of_the_dataset(dataset, tmp_path):
     assert np.array_equal(latents.take(index), written[index])
 
 
-def test_latents_stay_on_the_disk(dataset, tmp_path):
+@pytest.mark.parametrize("column", ["chunk_crc32", "latents"])
+def test_a_flipped_bit_is_found_while_reading(dataset, tmp_path, column):
     encode(tmp_path, dataset)
-    view = LatentDataset.open(tmp_path, dataset).latents(3, 9)
-    assert view.base is not None and not view.flags.owndata and not view.flags.writeable
+    path = tmp_path / "shard-00001.arrow"
+    data = bytearray(path.read_bytes())
+    data[json.loads(path.with_suffix(".json").read_text())[column] + 1] ^= 1
+    path.write_bytes(data)
+    latents = LatentDataset.open(tmp_path, dataset)
+    latents.latents(0, 3)
+    with pytest.raises(DataError, match=r"shard-00001\.arrow' is damaged"):
+        latents.latents(0, dataset.frame_count)
 
 
 def test_plain_pyarrow_reads_them(dataset, tmp_path):

@@ -1,14 +1,14 @@
 import numpy as np
 import pytest
 
-from dreamer4.data.rows import Rows
+from dreamer4.data.rows import Pieces, Rows
 
 WHOLE = np.arange(12 * 6, dtype=np.int32).reshape(12, 3, 2)
 
 
 @pytest.fixture
 def rows() -> Rows:
-    return Rows([WHOLE[:5], WHOLE[5:6], WHOLE[6:12]])
+    return Pieces([WHOLE[:5], WHOLE[5:6], WHOLE[6:12]])
 
 
 @pytest.mark.parametrize("shape", [(0,), (), (1,), (40,), (4, 9), (2, 3, 4), (3, 0)])
