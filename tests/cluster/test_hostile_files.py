@@ -16,7 +16,7 @@ import pytest
 import torch
 from hostile import Bomb, bomb, exploded
 from test_imports import modules, uses
-from worlds import walk, write_walks
+from worlds import FRAME, SPACE, walk, write_walks
 
 from actors.inspection import load_inspection
 from cluster.ledger import read_ledger
@@ -25,8 +25,9 @@ from cluster.run import Run, read_config
 from cluster.telemetry import read_metrics
 from dreamer4.checkpoint import NUMBERS, RECORD, Checkpoints, load_tensors
 from dreamer4.data.episodes import EpisodeDataset
+from dreamer4.data.index import read_index
 from dreamer4.data.latents import LatentDataset, finish_latents, write_latents
-from dreamer4.data.schema import MANIFEST, open_arrow
+from dreamer4.data.schema import MANIFEST, Recording
 from dreamer4.errors import CheckpointError, DataError, DreamerError, RunError
 from dreamer4.files import read_json, write_json
 from dreamer4.perceptual import Perceptual
@@ -152,22 +153,23 @@ def dataset(tmp_path: Path) -> EpisodeDataset:
 
 @pytest.mark.parametrize("verify", [False, True])
 def test_dataset_with_a_bomb_for_a_shard_is_refused(dataset, mark, content, verify):
-    """The manifest agrees with it."""
-    manifest = read_json(dataset.folder / MANIFEST)
+    """The manifest agrees with it, its index doesn't."""
+    manifest = read_json(Path(dataset.folder) / MANIFEST)
     shard = manifest["shards"][0]
     shard.update(bytes=len(content), crc32=zlib.crc32(content))
-    write_json(dataset.folder / MANIFEST, manifest)
-    (dataset.folder / shard["file"]).write_bytes(content)
-    with pytest.raises(DataError, match=shard["file"]):
-        EpisodeDataset.open(dataset.folder, verify)
+    write_json(Path(dataset.folder) / MANIFEST, manifest)
+    (Path(dataset.folder) / shard["file"]).write_bytes(content)
+    with pytest.raises(DataError, match=f"{shard['file']}|{shard['index']}"):
+        EpisodeDataset.open(dataset.folder, verify).episode(0)
     assert not exploded(mark)
 
 
 def test_bomb_in_the_type_of_a_column_is_left_alone(tmp_path, mark):
-    """Without columns to compare with, the file is opened: it is valid, and its bomb is a comment."""
-    (tmp_path / "shard").write_bytes(content := arrow_file(mark))
-    table = open_arrow(tmp_path / "shard", len(content)).read_all()
-    assert table["frame"].to_pylist() == [b"0123"]
+    """The file is valid, so it is opened, and its bomb is a comment; but it has no place among ours."""
+    content = arrow_file(mark)
+    assert pa.ipc.open_file(pa.py_buffer(content)).read_all()["frame"].to_pylist() == [b"0123"]
+    with pytest.raises(DataError, match="is not the index of a shard"):
+        read_index(content, "bomb", Recording("walk", FRAME, SPACE, ("even",)), 1, 1, len(content))
     assert not exploded(mark)
 
 
@@ -181,7 +183,7 @@ def test_latents_with_a_bomb_are_refused(dataset, tmp_path, mark, content):
     (folder / shard["file"]).write_bytes(content)
     write_json(folder / MANIFEST, {**whole, "shards": [{**shard, "bytes": len(content)}, *whole["shards"][1:]]})
     with pytest.raises(DataError, match=shard["file"]):
-        LatentDataset.open(folder, dataset)
+        LatentDataset.open(folder, dataset).latents(0, 1)
     (folder / MANIFEST).write_bytes(content)
     with pytest.raises(DataError, match=MANIFEST):
         LatentDataset.open(folder, dataset)
@@ -189,7 +191,7 @@ def test_latents_with_a_bomb_are_refused(dataset, tmp_path, mark, content):
 
 
 def test_manifest_that_is_a_bomb_is_refused(dataset, mark, content):
-    (dataset.folder / MANIFEST).write_bytes(content)
+    (Path(dataset.folder) / MANIFEST).write_bytes(content)
     with pytest.raises(DataError, match=f"{MANIFEST}' is not JSON"):
         EpisodeDataset.open(dataset.folder)
     assert not exploded(mark)
