@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dreamer4 import flops
 from dreamer4.agent import Heads, head_losses, head_targets, masked_mean
 from dreamer4.data.clips import ClipSampler
 from dreamer4.dynamics import Dynamics
@@ -141,6 +142,11 @@ class AgentLearner(Learner):
         assert output.features_BTM is not None
         heads = head_losses(self.heads, output.features_BTM.float(), clip, cloned_B)
         return {"shortcut": masked_mean(error_BT, modelled_BT), **heads}
+
+    def estimate_flops(self, index: int) -> int:
+        """Floating-point operations of update number `index`, all parts together, as `dreamer4.flops` counts them."""
+        batch, length = self.training.batch, self.training.length
+        return flops.shortcut_update(self.dynamics.config, self.shortcut, batch, length, self.heads.config)
 
     def units(self) -> list[Unit]:
         heads = [self.heads.policy, self.heads.reward, self.heads.continues]

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from dreamer4 import flops
 from dreamer4.data.clips import ClipSampler
 from dreamer4.dynamics import Dynamics
 from dreamer4.errors import ConfigError
@@ -122,6 +123,10 @@ class DynamicsLearner(Learner):
         clip = separate_images(clip, self.training.image_share, noise, rows)
         loss = self.shortcut_loss(clip.to(self.dynamics.latent_in.weight.device), noise, rows)
         return {"shortcut": loss if rows.whole else loss * rows.share}
+
+    def estimate_flops(self, index: int) -> int:
+        """Floating-point operations of update number `index`, all parts together, as `dreamer4.flops` counts them."""
+        return flops.shortcut_update(self.dynamics.config, self.shortcut, *self.training.batch_shape(self.seed, index))
 
     def shortcut_loss(self, clip: Clip, noise: torch.Generator, rows: Rows | None = None) -> Tensor:
         z, levels = noised(clip, self.shortcut, noise, rows)

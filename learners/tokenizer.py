@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from dreamer4 import flops
 from dreamer4.data.clips import ClipSampler
 from dreamer4.errors import ConfigError
 from dreamer4.normalise import RmsNormaliser
@@ -61,6 +62,10 @@ class TokenizerLearner(Learner):
         if self.tokenizer.config.masked_loss_only:
             shares["mse"] = int(own_BTP.sum()) / max(1, int(masked_BTP.sum()))
         return {name: loss * shares[name] for name, loss in losses.items()}
+
+    def estimate_flops(self, index: int) -> int:
+        """Floating-point operations of update number `index`, all parts together, as `dreamer4.flops` counts them."""
+        return flops.tokenizer(self.tokenizer.config, self.training.batch, self.training.length).total
 
     def units(self) -> list[Unit]:
         return [Unit(self.tokenizer, ("losses", "encode", "decode"))]
