@@ -27,6 +27,7 @@ COMPUTED = ("dynamics.latents", "dynamics.channels", "dynamics.actions", "dynami
 class DataConfig:
     frames: int = 60_000  # to record, in whole episodes
     shard_frames: int = 10_000  # per Arrow file
+    codec: Literal["auto", "raw", "zstd", "h264"] = "raw"  # how frames are kept; auto: by their size
     validation: float = 0.05  # share of the episodes that nothing trains on
     demonstrator: Mixture = field(default_factory=Mixture)  # who plays them
 

@@ -105,7 +105,7 @@ def crafter() -> RunConfig:
     """64 x 64 pixels and one discrete action of seventeen, for one GPU."""
     return RunConfig(
         env="crafter",
-        data=DataConfig(frames=1_000_000, shard_frames=100_000),
+        data=DataConfig(frames=1_000_000, shard_frames=100_000, codec="auto"),
         tokenizer=TokenizerConfig(
             frame=(64, 64, 3),
             patch=8,
@@ -163,7 +163,7 @@ def minecraft() -> RunConfig:
     """The paper's sizes: a tokenizer of 400 M parameters and a world model of 1.6 B, for many GPUs."""
     return RunConfig(
         env="minecraft",
-        data=DataConfig(frames=183_000_000, shard_frames=100_000, validation=0.01),  # 2541 hours at 20 Hz
+        data=DataConfig(frames=183_000_000, shard_frames=100_000, validation=0.01, codec="auto"),  # 2541 hours at 20 Hz
         tokenizer=TokenizerConfig(
             frame=(360, 640, 3),
             patch=16,

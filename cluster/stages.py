@@ -23,6 +23,7 @@ from cluster.report import write_report
 from cluster.run import Run
 from cluster.telemetry import Progress
 from cluster.variants import VARIANTS
+from dreamer4.data.codecs import Codec
 from dreamer4.data.latents import finish_latents, latents_fingerprint, latents_finished, write_latents
 from dreamer4.data.shard_writer import ShardWriter
 from dreamer4.data.writer import finished_shard, merge_shards
@@ -52,7 +53,8 @@ class Recorder:
             env = spec(self.run.config.env)
             first = index * episodes
             shape = (env.name, env.frame_shape, env.actions, env.tasks)
-            with ShardWriter(self.run.data, *shape, index=index, first_episode=first) as writer:
+            codec = Codec.choose(self.run.config.data.codec, env.frame_shape)
+            with ShardWriter(self.run.data, *shape, index=index, first_episode=first, codec=codec) as writer:
                 for episode in range(first, first + episodes):
                     writer.add(self.collector.episode(episode))
         return time.process_time() - before
