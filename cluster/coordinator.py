@@ -66,6 +66,7 @@ class Coordinator:
         self.stop_asked = threading.Event()
         self.heard = threading.Event()
         self.state, self.error, self.details = RUNNING, None, ""
+        self.superseded = False
         self.loop: ImaginationLoop | None = None
         self.cpu_counted = 0.0
         threading.Thread(target=self._main, daemon=True, name="imagination loop").start()
@@ -91,9 +92,10 @@ class Coordinator:
             self.error, self.state = error, FAILED
         except BaseException:
             self.details, self.state = traceback.format_exc(), FAILED
-        self.heard.wait(LINGER)
-        time.sleep(1)  # the answer leaves before its sender
-        end(self.run, self.variant.stage, "coordinator")
+        if not self.superseded:  # else that name is another one's
+            self.heard.wait(LINGER)
+            time.sleep(1)  # the answer leaves before its sender
+            end(self.run, self.variant.stage, "coordinator")
 
     def _drive(self) -> None:
         run, stage = self.run, self.variant.stage
@@ -111,7 +113,9 @@ class Coordinator:
             finally:
                 if self.loop is not None:
                     self.loop.pool.close()
-                end(run, stage, "learner")
+                self.superseded = keeper.superseded()
+                if not self.superseded:
+                    end(run, stage, "learner")
             self._count_cpu(clock)
             loop.ledger.note("end", updates=loop.schedule.updates, finished=finished)
             keeper.publish(stage=stage, state=DONE if finished else STOPPED, step=loop.schedule.updates)

@@ -94,6 +94,17 @@ class LeaseKeeper:
         except RunError:
             return
 
+    def superseded(self) -> bool:
+        """Whether a later start of the same holder has taken over, or nobody can say.
+
+        That is so on a node that was cut off and is back: what bears the run's name there is the other one's by now.
+        """
+        try:
+            found = self.registry.read()
+        except RunError:
+            return True
+        return found["token"] != self.lease.token and found["holder"] in (self.holder, None)
+
     def _tell(self, fields: dict[str, Any]) -> None:
         with self._telling:
             self._untold.update(fields)
