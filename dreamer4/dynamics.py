@@ -14,7 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dreamer4.actions import ActionSpace
+from dreamer4.attention import rope_angles
 from dreamer4.cache import TimeCache
+from dreamer4.decode import Sight
 from dreamer4.errors import ConfigError, DataError
 from dreamer4.shortcut import ShortcutConfig
 from dreamer4.transformer import (
@@ -23,7 +25,6 @@ from dreamer4.transformer import (
     TransformerConfig,
     initialise_linears,
     learned_tokens,
-    rope_angles,
 )
 
 
@@ -82,7 +83,10 @@ class DynamicsConfig:
 
 @dataclass(frozen=True)
 class DynamicsOutput:
-    """`clean_BTSD`: the predicted clean latents; `features_BTM`: agent features, absent without a task."""
+    """`clean_BTSD`: the predicted clean latents, none of them where they were not asked for.
+
+    `features_BTM`: agent features, absent without a task.
+    """
 
     clean_BTSD: Tensor
     features_BTM: Tensor | None
@@ -161,8 +165,12 @@ class Dynamics(nn.Module):
     def init_cache(self, batch: int, agent: bool = True) -> TimeCache:
         """An empty past of `batch` streams, with or without agent tokens."""
         slots = self.config.world_slots + (self.config.agent_tokens if agent else 0)
-        weight = self.latent_in.weight
-        return self.transformer.init_cache(batch, slots, weight.device, weight.dtype)
+        return self.transformer.init_cache(batch, self.angles_SK[:slots])
+
+    def sight(self, agent: bool) -> Sight:
+        """Which slots see which: agent tokens all, and all others those of the world."""
+        world, end = slice(0, self.config.world_slots), self.config.world_slots + self.config.agent_tokens
+        return [(world, world), (slice(world.stop, end), slice(0, end))] if agent else [(world, world)]
 
     def blocks(
         self,
@@ -194,6 +202,7 @@ class Dynamics(nn.Module):
         task_BT: Tensor | None = None,
         cache: TimeCache | None = None,
         commit: bool = False,
+        predict: bool = True,
     ) -> DynamicsOutput:
         """Predicts the clean latents of every frame from its noised ones and the past.
 
@@ -204,6 +213,7 @@ class Dynamics(nn.Module):
             segment_BT: frames of different segments don't see each other.
             task_BT: index of the task; adds agent tokens and returns their features.
             cache, commit: the past of a stream, and whether this pass becomes part of it.
+            predict: with a cache; False leaves the latents out, where only features or a commit are wanted.
 
         Raises:
             DataError: the latents have another shape than the model's.
@@ -216,14 +226,20 @@ class Dynamics(nn.Module):
             )
         actions = self.action_encoder(act_in_BTA, act_in_known_BT)
         x = self.blocks(noised_BTSD, tau_idx_BT, step_idx_BT, actions, task_BT)
-        slots = x.shape[2]
-        mask = None if task_BT is None else self.mask_SS
-        x = self.transformer(x, self.angles_SK[:slots], mask, segment_BT, cache, commit)
+        slots, agent = x.shape[2], task_BT is not None
         first = config.action_tokens + 1
-        clean = self.latent_out(x[:, :, first : first + config.latents])
-        if task_BT is None:
+        latents, features = slice(first, first + config.latents), slice(config.world_slots, slots)
+        angles = self.angles_SK[:slots]
+        if cache is None:
+            x, start = self.transformer(x, angles, self.mask_SS if agent else None, segment_BT), 0
+        else:
+            start = latents.start if predict else features.start
+            wanted = slice(start, features.stop if agent or not predict else latents.stop)
+            x = self.transformer(x, angles, None, segment_BT, cache, commit, self.sight(agent), wanted)
+        clean = self.latent_out(x[:, :, latents.start - start : latents.stop - start] if predict else x[:, :, :0])
+        if not agent:
             return DynamicsOutput(clean, None)
-        return DynamicsOutput(clean, self.feature_norm(x[:, :, config.world_slots :]).flatten(2))
+        return DynamicsOutput(clean, self.feature_norm(x[:, :, features.start - start :]).flatten(2))
 
 
 def check_shortcut(dynamics: DynamicsConfig, shortcut: ShortcutConfig) -> None:

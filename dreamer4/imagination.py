@@ -83,11 +83,12 @@ class WorldStream:
         known_BT: Tensor,
         segment_BT: Tensor | None = None,
         commit: bool = False,
+        predict: bool = True,
     ) -> DynamicsOutput:
-        task_BT = None if self.task_B is None else self.task_B[:, None].expand_as(tau_idx_BT)
-        return self.dynamics(
-            latents_BTSD, tau_idx_BT, step_idx_BT, act_in_BTA, known_BT, segment_BT, task_BT, self.cache, commit
-        )
+        """Agent tokens take part in commits only: nothing else reads them, and they are read from nothing else."""
+        task_BT = self.task_B[:, None].expand_as(tau_idx_BT) if commit and self.task_B is not None else None
+        inputs = latents_BTSD, tau_idx_BT, step_idx_BT, act_in_BTA, known_BT, segment_BT, task_BT
+        return self.dynamics(*inputs, self.cache, commit, predict=predict)
 
     def observe(
         self,
@@ -102,7 +103,7 @@ class WorldStream:
         tau = level.float() / self.shortcut.k_max
         step = torch.full_like(level, self.shortcut.finest)
         noised = corrupt(latents_BTSD, noise_BTSD, tau)
-        return self._pass(noised, level, step, act_in_BTA, known_BT, segment_BT, commit=True).features_BTM
+        return self._pass(noised, level, step, act_in_BTA, known_BT, segment_BT, True, predict=False).features_BTM
 
     def generate(self, act_in_BA: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
         """The next frame `[B, 1, S, D]` after an action, committed, and its features `[B, 1, M]`.

@@ -11,13 +11,14 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from dreamer4.attention import axial_angles
 from dreamer4.cache import TimeCache
+from dreamer4.decode import Sight
 from dreamer4.errors import ConfigError, DataError
 from dreamer4.perceptual import Perceptual
 from dreamer4.transformer import (
     Transformer,
     TransformerConfig,
-    axial_angles,
     initialise_linears,
     learned_tokens,
 )
@@ -188,6 +189,11 @@ class Tokenizer(nn.Module):
         size = self.encoder.config.head_size
         return axial_angles(torch.cat([row_P, still]), torch.cat([column_P, still]), size, 10_000.0)
 
+    def _slots(self) -> tuple[slice, slice, slice]:
+        """Patches, latents, and all of them, as slots of a frame."""
+        patches, slots = self.config.patches, self.config.patches + self.config.latents
+        return slice(0, patches), slice(patches, slots), slice(0, slots)
+
     @property
     def latent_shape(self) -> tuple[int, int]:
         """S and D of the packed latents."""
@@ -231,11 +237,14 @@ class Tokenizer(nn.Module):
             tokens = torch.where(masked_BTP[..., None], self.mask_embedding.to(tokens.dtype), tokens)
         tokens = tokens + self.encoder_patch_embedding
         latents = self.latent_tokens.expand(*tokens.shape[:2], -1, -1).to(tokens.dtype)
-        mask = encoder_mask(self.modality_S)
-        time = None if cache is None else cache.time
         x = torch.cat([tokens, latents], dim=2)
-        x = self.encoder(x, self.angles_SK, mask, segment_BT, time, commit=cache is not None)
-        return torch.tanh(self.bottleneck(x[:, :, self.config.patches :]))
+        patch, latent, every = self._slots()
+        if cache is None:
+            x = self.encoder(x, self.angles_SK, encoder_mask(self.modality_S), segment_BT)[:, :, latent]
+        else:
+            sight: Sight = [(patch, patch), (latent, every)]  # as `encoder_mask`
+            x = self.encoder(x, self.angles_SK, None, segment_BT, cache.time, True, sight, latent)
+        return torch.tanh(self.bottleneck(x))
 
     def decode_tokens(
         self, latents: Tensor, segment_BT: Tensor | None = None, cache: TokenizerCache | None = None
@@ -243,11 +252,14 @@ class Tokenizer(nn.Module):
         """Normalised patches `[B, T, P, Q]` of bottleneck latents."""
         tokens = self.latent_in(latents) + self.decoder_latent_embedding
         queries = self.patch_queries.expand(*tokens.shape[:2], -1, -1).to(tokens.dtype)
-        mask = decoder_mask(self.modality_S)
-        time = None if cache is None else cache.time
         x = torch.cat([queries, tokens], dim=2)
-        x = self.decoder(x, self.angles_SK, mask, segment_BT, time, commit=cache is not None)
-        return self.patch_out(x[:, :, : self.config.patches])
+        patch, latent, every = self._slots()
+        if cache is None:
+            x = self.decoder(x, self.angles_SK, decoder_mask(self.modality_S), segment_BT)[:, :, patch]
+        else:
+            sight: Sight = [(patch, every), (latent, latent)]  # as `decoder_mask`
+            x = self.decoder(x, self.angles_SK, None, segment_BT, cache.time, True, sight, patch)
+        return self.patch_out(x)
 
     def encode(
         self, video_BTHWC: Tensor, segment_BT: Tensor | None = None, cache: TokenizerCache | None = None
@@ -269,12 +281,10 @@ class Tokenizer(nn.Module):
 
     def init_cache(self, batch: int) -> TokenizerCache:
         """An empty past for `encode` or `decode` (one each: they have their own transformers)."""
-        device = self.pixel_mean.device
-        return TokenizerCache(self.encoder.init_cache(batch, self.modality_S.shape[0], device, torch.float32))
+        return TokenizerCache(self.encoder.init_cache(batch, self.angles_SK))
 
     def init_decoder_cache(self, batch: int) -> TokenizerCache:
-        device = self.pixel_mean.device
-        return TokenizerCache(self.decoder.init_cache(batch, self.modality_S.shape[0], device, torch.float32))
+        return TokenizerCache(self.decoder.init_cache(batch, self.angles_SK))
 
     def sample_mask(self, batch: int, length: int, generator: torch.Generator) -> Tensor:
         """`[B, T, P]`: every frame draws its own p ~ U(0, mask_max), every patch is masked with probability p."""

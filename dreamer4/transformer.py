@@ -11,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dreamer4.cache import TimeCache
+from dreamer4.attention import EPSILON, Rotation, Turn, attend, banded_mask, rope_angles
+from dreamer4.cache import TimeCache, empty_cache
+from dreamer4.decode import Sight, follow, gains
 from dreamer4.errors import ConfigError
 
 
@@ -65,55 +67,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype == self.gain.dtype:
-            return F.rms_norm(x, self.gain.shape, self.gain, eps=1e-6)
-        return F.rms_norm(x.float(), self.gain.shape, self.gain.float(), eps=1e-6).to(x.dtype)
-
-
-def rope_angles(position_L: Tensor, head_size: int, base: float) -> Tensor:
-    """`[L, head_size / 2]` rotation angles of integer positions; float64, so that they stay exact at any position."""
-    pairs = torch.arange(head_size // 2, dtype=torch.float64, device=position_L.device)
-    return position_L.double()[:, None] * base ** (-pairs / (head_size // 2))
-
-
-def axial_angles(row_L: Tensor, column_L: Tensor, head_size: int, base: float) -> Tensor:
-    """Angles of two-dimensional positions: one half of the pairs turns by the row, the other by the column."""
-    return torch.cat([rope_angles(row_L, head_size // 2, base), rope_angles(column_L, head_size // 2, base)], dim=-1)
-
-
-class Rotation:
-    """Cosines and sines for one set of positions, made once per forward pass and used by all layers."""
-
-    def __init__(self, angles_LK: Tensor, dtype: torch.dtype):
-        self.cos = torch.cat([angles_LK.cos(), angles_LK.cos()], dim=-1).to(dtype)
-        self.sin = torch.cat([-angles_LK.sin(), angles_LK.sin()], dim=-1).to(dtype)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Rotates queries or keys `[..., L, K]`."""
-        return x * self.cos + x.roll(x.shape[-1] // 2, dims=-1) * self.sin
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, soft_cap: float | None) -> Tensor:
-    """Grouped-query attention: q `[..., N, Lq, K]`, k and v `[..., Nkv, Lk, K]`, mask `[..., 1, Lq, Lk]` true = seen.
-
-    The cap is applied before the mask, so that masked entries stay masked.
-    """
-    heads, queries, size = q.shape[-3:]
-    groups = heads // k.shape[-3]
-    if soft_cap is None:
-        batch = q.shape[:-3]
-        if mask is not None:
-            mask = mask.expand(*batch, 1, queries, k.shape[-2]).flatten(0, -4)
-        q, k, v = (x.flatten(0, -4) for x in (q, k, v))
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=groups > 1).unflatten(0, batch)
-    # Queries that share a key head are laid end to end: one matrix product per key head, no repeated keys.
-    q = q.unflatten(-3, (k.shape[-3], groups)).flatten(-3, -2)
-    logits = (q * size**-0.5) @ k.transpose(-2, -1)
-    logits = soft_cap * torch.tanh(logits / soft_cap)
-    if mask is not None:
-        logits = logits.unflatten(-2, (groups, queries))
-        logits = logits.masked_fill(~mask.unsqueeze(-3), float("-inf")).flatten(-3, -2)
-    out = logits.softmax(dim=-1) @ v
-    return out.unflatten(-2, (groups, queries)).flatten(-4, -3)
+            return F.rms_norm(x, self.gain.shape, self.gain, eps=EPSILON)
+        return F.rms_norm(x.float(), self.gain.shape, self.gain.float(), eps=EPSILON).to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -128,6 +83,10 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(config.head_size)
         self.k_norm = RMSNorm(config.head_size)
         self.out = nn.Linear(config.width, config.width, bias=False)
+
+    @property
+    def norms(self) -> tuple[RMSNorm, RMSNorm]:
+        return self.q_norm, self.k_norm
 
     @property
     def kv_heads(self) -> int:
@@ -178,28 +137,12 @@ class SpaceLayer(Layer):
 
 
 class TimeLayer(Layer):
-    """Every slot sees itself in earlier frames: those of this pass, and those that a cache remembers."""
+    """Every slot sees itself in earlier frames."""
 
-    def forward(
-        self, x_BTSM: Tensor, rotate: Rotation, mask: Tensor | None, cache: TimeCache | None, index: int, commit: bool
-    ) -> Tensor:
-        q, k, v = self.attention.project(self.attention_norm(x_BTSM).transpose(1, 2), rotate)
-        if cache is not None:
-            keys, values = cache.extended(index, k, v)
-            if commit:
-                cache.write(index, k, v)
-            k, v = keys, values
-        attended = self.attention.merge(attend(q, k, v, mask, self.attention.config.soft_cap))
+    def forward(self, x_BTSM: Tensor, rotate: Rotation, mask: Tensor) -> Tensor:
+        attended = self.attention(self.attention_norm(x_BTSM).transpose(1, 2), rotate, mask)
         x_BTSM = x_BTSM + attended.transpose(1, 2)
         return x_BTSM + self.mlp(self.mlp_norm(x_BTSM))
-
-
-def banded_mask(segment_BT: Tensor | None, length: int, window: int, device: torch.device) -> Tensor:
-    """`[B or 1, T, T]`: frame t sees the frames t - window + 1 .. t of its own segment."""
-    frame_T = torch.arange(length, device=device)
-    age_TT = frame_T[:, None] - frame_T[None, :]
-    mask = ((age_TT >= 0) & (age_TT < window))[None]
-    return mask if segment_BT is None else mask & (segment_BT[:, :, None] == segment_BT[:, None, :])
 
 
 class Transformer(nn.Module):
@@ -210,7 +153,10 @@ class Transformer(nn.Module):
         space_mask_SS: bool, true where slot row may see slot column; None = all.
         segment_BT: int; frames of different segments of a row don't see each other. With a cache, segment 0
             continues what the cache holds.
-        cache: the past; made by `init_cache`. Only a `commit` pass changes it.
+        cache: the past of a stream; made by `init_cache`. Inference only: see `dreamer4.decode`, which reads the rest.
+        commit: whether the frames become part of the past.
+        sight: with a cache, `space_mask_SS` as pairs of slots and what they see.
+        wanted: with a cache, the slots whose outputs are returned; by default all.
     """
 
     def __init__(self, config: TransformerConfig):
@@ -226,11 +172,25 @@ class Transformer(nn.Module):
             for linear in (layer.attention.out, layer.mlp.down):
                 linear.weight.data.mul_((2 * config.depth) ** -0.5)
 
-    def init_cache(self, batch: int, slots: int, device: torch.device | str = "cpu", dtype=torch.float32) -> TimeCache:
-        c = self.config
+    @property
+    def is_time(self) -> list[bool]:
+        """Of every layer, whether it is a time layer."""
+        return [isinstance(layer, TimeLayer) for layer in self.layers]
+
+    def init_cache(self, batch: int, space_angles: Tensor) -> TimeCache:
+        """An empty past of `batch` streams whose slots have these angles, for the weights as they are now."""
+        c, gain = self.config, self.norm.gain
+        of_space = [gains(layer.attention) for layer in self.layers if isinstance(layer, SpaceLayer)]
+        of_time = [gains(layer.attention) for layer in self.layers if isinstance(layer, TimeLayer)]
         heads = next(layer.attention.kv_heads for layer in self.layers if isinstance(layer, TimeLayer))
-        shape = (batch, slots, heads, c.window - 1, c.head_size)
-        return TimeCache.empty(c.time_layers, shape, device, dtype)
+        return empty_cache(
+            c.window - 1,
+            (space_angles.shape[0], batch, heads, c.head_size),
+            [Turn.of(space_angles, own) for own in of_space],
+            of_time,
+            c.rope_base,
+            gain.detach(),
+        )
 
     def forward(
         self,
@@ -240,25 +200,24 @@ class Transformer(nn.Module):
         segment_BT: Tensor | None = None,
         cache: TimeCache | None = None,
         commit: bool = False,
+        sight: Sight | None = None,
+        wanted: slice | None = None,
     ) -> Tensor:
+        if cache is not None:
+            everything = slice(0, x_BTSM.shape[2])
+            sight, wanted = sight or [(everything, everything)], wanted or everything
+            return follow(self, x_BTSM, sight, wanted, segment_BT, cache, commit)
         length, dtype, device = x_BTSM.shape[1], torch.promote_types(x_BTSM.dtype, torch.float32), x_BTSM.device
-        start = 0 if cache is None else cache.position
-        frames = torch.arange(start, start + length, device=device)
+        frames = torch.arange(length, device=device)
         turn_time = Rotation(rope_angles(frames, self.config.head_size, self.config.rope_base), dtype)
         turn_space = Rotation(space_angles, dtype)
         time_mask = banded_mask(segment_BT, length, self.config.window, device)
-        if cache is not None:
-            time_mask = cache.mask(time_mask, segment_BT, length, self.config.window)
         time_mask = time_mask[:, None, None]  # the same for all slots and heads
-        index = 0
         for layer in self.layers:
             if isinstance(layer, TimeLayer):
-                x_BTSM = layer(x_BTSM, turn_time, time_mask, cache, index, commit)
-                index += 1
+                x_BTSM = layer(x_BTSM, turn_time, time_mask)
             else:
                 x_BTSM = layer(x_BTSM, turn_space, space_mask_SS)
-        if cache is not None and commit:
-            cache.advance(segment_BT, length)
         return self.norm(x_BTSM)
 
 

@@ -5,15 +5,24 @@ import torch
 from factories import normal, tiny_transformer
 from torch import Tensor
 
+from dreamer4.attention import rope_angles
 from dreamer4.cache import TimeCache
-from dreamer4.transformer import Transformer, rope_angles
+from dreamer4.transformer import Transformer
 
 SLOTS, WINDOW = 3, 4
 
 
+def angles(model: Transformer) -> Tensor:
+    return rope_angles(torch.arange(SLOTS), model.config.head_size, 10_000.0)
+
+
+def past(model: Transformer, batch: int) -> TimeCache:
+    return model.init_cache(batch, angles(model))
+
+
 def run(model: Transformer, x: Tensor, **arguments) -> Tensor:
     with torch.no_grad():
-        return model(x, rope_angles(torch.arange(SLOTS), model.config.head_size, 10_000.0), **arguments)
+        return model(x, angles(model), **arguments)
 
 
 def model_of(time_layers: int, soft_cap: float | None = 50.0) -> Transformer:
@@ -21,7 +30,7 @@ def model_of(time_layers: int, soft_cap: float | None = 50.0) -> Transformer:
 
 
 def stream(model: Transformer, x: Tensor, chunks: list[int], segment_BT: Tensor | None = None) -> Tensor:
-    cache, out, start = model.init_cache(x.shape[0], SLOTS), [], 0
+    cache, out, start = past(model, x.shape[0]), [], 0
     for length in chunks:
         own = None if segment_BT is None else segment_BT[:, start : start + length]
         own = None if own is None else own - segment_BT[:, max(start - 1, 0), None]
@@ -32,7 +41,7 @@ def stream(model: Transformer, x: Tensor, chunks: list[int], segment_BT: Tensor 
 
 
 def snapshot(cache: TimeCache) -> list[Tensor]:
-    tensors = [*cache.keys, *cache.values, cache.valid_BC, cache.frame_C, torch.tensor(cache.position)]
+    tensors = [*cache.keys, *cache.values, cache.valid_BC, cache.frame_BC, cache.position_B]
     return [tensor.clone() for tensor in tensors]
 
 
@@ -70,7 +79,7 @@ def test_the_frame_that_left_the_window_is_forgotten():
 def test_only_a_commit_changes_the_cache():
     """Invariant 15."""
     model, x = model_of(2), normal(2, 8, SLOTS, 16)
-    cache = model.init_cache(2, SLOTS)
+    cache = past(model, 2)
     run(model, x[:, :6], cache=cache, commit=True)
     before = snapshot(cache)
     looked = run(model, x[:, 6:7], cache=cache)
@@ -82,7 +91,7 @@ def test_only_a_commit_changes_the_cache():
 def test_any_number_of_looks_leads_to_the_same_commit():
     """Invariant 15: 4 or 16 denoising passes before a commit leave identical caches."""
     model, x = model_of(2), normal(2, 8, SLOTS, 16)
-    caches = [model.init_cache(2, SLOTS) for _ in range(2)]
+    caches = [past(model, 2) for _ in range(2)]
     for cache, looks in zip(caches, (4, 16), strict=True):
         for t in range(8):
             for i in range(looks):
@@ -93,7 +102,7 @@ def test_any_number_of_looks_leads_to_the_same_commit():
 
 def test_a_reset_row_starts_anew_and_its_neighbour_goes_on():
     model, x = model_of(2), normal(2, 9, SLOTS, 16)
-    cache = model.init_cache(2, SLOTS)
+    cache = past(model, 2)
     run(model, x[:, :5], cache=cache, commit=True)
     cache.reset(torch.tensor([True, False]))
     rest = torch.cat([run(model, x[:, t : t + 1], cache=cache, commit=True) for t in range(5, 9)], dim=1)
@@ -113,24 +122,24 @@ def test_segments_hold_across_chunks(chunks: list[int]):
 
 def test_a_clone_lives_its_own_life():
     model, x = model_of(1), normal(1, 6, SLOTS, 16)
-    cache = model.init_cache(1, SLOTS)
+    cache = past(model, 1)
     run(model, x[:, :4], cache=cache, commit=True)
     copy, before = cache.clone(), snapshot(cache)
     run(model, x[:, 4:], cache=copy, commit=True)
     assert same(before, snapshot(cache))
-    assert copy.position == 6
+    assert copy.position_B.tolist() == [6]
 
 
 def test_memory_does_not_grow_and_the_clock_never_resets():
     model = model_of(1)
-    cache = model.init_cache(1, SLOTS)
+    cache = past(model, 1)
     sizes = [tensor.shape for tensor in cache.keys]
     for _ in range(3 * WINDOW):
         run(model, normal(1, 1, SLOTS, 16), cache=cache, commit=True)
     assert [tensor.shape for tensor in cache.keys] == sizes
     assert cache.slots == WINDOW - 1
-    assert cache.position == 3 * WINDOW
-    assert sorted(cache.frame_C.tolist()) == [9, 10, 11]
+    assert cache.position_B.tolist() == [3 * WINDOW]
+    assert sorted(cache.frame_BC[0].tolist()) == [9, 10, 11]
 
 
 def test_streaming_under_autocast_equals_the_batch_under_autocast():

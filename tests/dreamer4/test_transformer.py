@@ -9,23 +9,19 @@ import torch.nn.functional as F
 from factories import changed, frames_that_differ, lively, normal, tiny_transformer
 from torch import Tensor
 
+from dreamer4.attention import Rotation, attend, axial_angles, banded_mask, rope_angles
 from dreamer4.errors import ConfigError
 from dreamer4.tokenizer import LATENT, decoder_mask, encoder_mask
 from dreamer4.transformer import (
     Attention,
     RMSNorm,
-    Rotation,
     SpaceLayer,
     TimeLayer,
     Transformer,
     TransformerConfig,
-    attend,
-    axial_angles,
-    banded_mask,
     initialise_linears,
     learned_tokens,
     parameter_count,
-    rope_angles,
 )
 
 SLOTS = 5
@@ -310,8 +306,8 @@ def test_two_dimensional_positions_turn_rows_and_columns_apart():
 def test_outputs_depend_on_distances_in_time_not_on_the_clock():
     """Invariant 12: a cache whose clock is at 1000 moves all frame numbers."""
     model, x = tiny_transformer(depth=4), normal(1, 6, SLOTS, 16)
-    late = model.init_cache(1, SLOTS)
-    late.position = 1000
+    late = model.init_cache(1, slot_angles())
+    late.position_B += 1000
     assert torch.allclose(run(model, x), run(model, x, cache=late), atol=1e-4)
 
 
