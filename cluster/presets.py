@@ -9,6 +9,7 @@ from cluster.config import DataConfig, EvaluationConfig, ResourceConfig, RunConf
 from dreamer4.actions import ActionSpace, Part
 from dreamer4.agent import HeadsConfig
 from dreamer4.dynamics import Dynamics, DynamicsConfig
+from dreamer4.envs.planners import Mixture
 from dreamer4.errors import ConfigError, nearest
 from dreamer4.foveation import VPT
 from dreamer4.imagination import ImaginationConfig
@@ -98,6 +99,28 @@ def smoke() -> RunConfig:
         policy=replace(full.policy, steps=6, batch=16, warmup_steps=2, save_every=3),
         filtered_bc_training=replace(full.filtered_bc_training, steps=10, save_every=5),
         evaluation=EvaluationConfig(episodes=8, parallel=4, actors=2, windows=32),
+    )
+
+
+def doorkey() -> RunConfig:
+    """Key, door, goal from pixels under a tight limit of steps; every recording dawdles in two of the three stages."""
+    full = laptop()
+    return replace(
+        full,
+        env="MiniGrid-DoorKey-5x5-Hurry-v0",
+        data=DataConfig(frames=40_000, demonstrator=Mixture(careful_share=0.0, careless_epsilon=0.1, dawdling=2)),
+        dynamics=replace(full.dynamics, k_max=4),
+        shortcut=ShortcutConfig(
+            k_max=4,
+            context_noise=0.25,
+            ramp=False,
+            context_share=0.6,
+            pure_noise=0.7,
+            bootstrap_rows=0.25,
+        ),
+        dynamics_training=replace(full.dynamics_training, image_share=0.1),
+        agent_training=replace(full.agent_training, image_share=0.1),
+        imagination=ImaginationConfig(sampling_steps=4, horizon=16, context=8),
     )
 
 
@@ -227,6 +250,7 @@ def minecraft() -> RunConfig:
 PRESETS: dict[str, Callable[[], RunConfig]] = {
     "laptop": laptop,
     "smoke": smoke,
+    "doorkey": doorkey,
     "crafter": crafter,
     "minecraft": minecraft,
 }

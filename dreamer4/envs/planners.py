@@ -10,6 +10,7 @@ import numpy as np
 from minigrid.core.constants import DIR_TO_VEC
 from minigrid.utils.baby_ai_bot import BabyAIBot, DisappearedBoxError
 
+from dreamer4.envs.stages import STAGES, KeyDoorPlanner
 from dreamer4.errors import ConfigError
 
 LEFT, RIGHT, FORWARD = 0, 1, 2
@@ -97,33 +98,47 @@ class BotPlanner:
 class Mixture:
     """A careful player in `careful_share` of the episodes, a careless one in the others, each with its slips.
 
-    Levels of BabyAI are played by their bot in both cases, with the two rates of slips. A player that is lost acts at
-    random for the rest of the episode.
+    Levels of BabyAI are played by their bot in both cases, with the two rates of slips. In key-door-goal tasks a
+    careless player does one stage of the three well and dawdles in the others. A player that is lost acts at random for
+    the rest of the episode.
     """
 
     careful_share: float = 0.5
     careful_epsilon: float = 0.3  # probability of a uniform random action instead
     careless_epsilon: float = 0.1
+    dawdling: int = 2  # full turns on the spot before a stage that the player is not good at
 
 
 # Environments where nothing but walls, balls and lava is between the agent and the goal.
 TO_THE_GOAL = ("Dynamic-Obstacles", "Empty", "FourRooms", "SimpleCrossing", "LavaCrossing", "LavaGap", "DistShift")
 
 
-def planner_for(name: str) -> Callable[[gym.Env[Any, Any], bool], Planner]:
-    """Makes the planner of an environment, careful or not.
+PlannerFactory = Callable[[gym.Env[Any, Any], bool, Mixture, np.random.Generator], Planner]
+
+
+def planner_for(name: str) -> PlannerFactory:
+    """Makes the planner of an environment, careful or not; what else it decides is drawn from the generator.
 
     Raises:
         ConfigError: nobody here can play it.
     """
     if name.startswith("BabyAI-"):
-        return lambda env, careful: BotPlanner(env)
+        return lambda env, careful, mixture, random: BotPlanner(env)
+    if name.startswith("MiniGrid-DoorKey-"):
+        return _key_door_planner
     if name.startswith(tuple(f"MiniGrid-{kind}" for kind in TO_THE_GOAL)):
-        return GoalPlanner
+        return lambda env, careful, mixture, random: GoalPlanner(env, careful)
     raise ConfigError(
-        f"there is no scripted player for '{name}': use a BabyAI-* environment or a MiniGrid-* one of "
+        f"there is no scripted player for '{name}': use a BabyAI-* environment or a MiniGrid-* one of DoorKey, "
         f"{', '.join(TO_THE_GOAL)}, or write recordings with dreamer4.data.writer"
     )
+
+
+def _key_door_planner(
+    env: gym.Env[Any, Any], careful: bool, mixture: Mixture, random: np.random.Generator
+) -> KeyDoorPlanner:
+    good_at = STAGES if careful else (STAGES[random.integers(len(STAGES))],)
+    return KeyDoorPlanner(env, good_at, mixture.dawdling)
 
 
 class Demonstrator:
@@ -133,13 +148,15 @@ class Demonstrator:
         self.random = random
         self.careful = bool(random.random() < mixture.careful_share)
         self.epsilon = mixture.careful_epsilon if self.careful else mixture.careless_epsilon
-        self.planner = planner_for(name)(env, self.careful)
+        self.planner = planner_for(name)(env, self.careful, mixture, random)
         self.actions = int(env.action_space.n)  # type: ignore[attr-defined]
         self.last_action: int | None = None
 
     @property
     def source(self) -> str:
         player = "bot" if isinstance(self.planner, BotPlanner) else "careful" if self.careful else "careless"
+        if isinstance(self.planner, KeyDoorPlanner):
+            player = f"good at {', '.join(self.planner.good_at)}"
         return f"{player}, epsilon {self.epsilon:g}"
 
     def act(self) -> int:

@@ -115,7 +115,7 @@ class Script:
         return self.next
 
 
-@pytest.mark.parametrize("name", ["MiniGrid-DoorKey-5x5-v0", "MiniGrid-Nowhere-v0"])
+@pytest.mark.parametrize("name", ["MiniGrid-Unlock-v0", "MiniGrid-Nowhere-v0"])
 def test_environment_that_nobody_can_play_is_refused_at_once(name):
     with pytest.raises(ConfigError, match=name):
         Collector(name, Mixture(), 0)

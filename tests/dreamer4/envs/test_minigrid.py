@@ -4,6 +4,7 @@ import io
 import gymnasium as gym
 import numpy as np
 import pytest
+from minigrid.core.grid import Grid
 from minigrid.wrappers import RGBImgObsWrapper
 
 from dreamer4.envs.minigrid import TILE, agent_cell, classify, count, make_minigrid
@@ -46,6 +47,9 @@ def test_pixels_are_those_of_minigrids_own_wrapper(name):
     frame, (observation, _) = ours.reset(seed=3)[0], theirs.reset(seed=3)
     for _ in range(30):
         assert frame.dtype == np.uint8 and ours.observation_space.contains(frame)
+        if (carried := ours.unwrapped.carrying) is not None:
+            assert np.array_equal(frame[:TILE, :TILE], Grid.render_tile(carried, tile_size=TILE).astype(np.uint8))
+            frame[:TILE, :TILE] = observation["image"][:TILE, :TILE]
         assert np.array_equal(frame, observation["image"])
         action = int(draw.integers(ours.action_space.n))
         frame, *mine = ours.step(action)
@@ -114,6 +118,8 @@ def test_every_tile_of_real_frames_is_named_as_the_grid_has_it(name):
     for base, frame in states(name, 15):
         tiles = classify(frame)
         for r, c, item in cells(base):
+            if (r, c) == (0, 0) and base.carrying is not None:
+                item = base.carrying
             expected = "empty" if item is None else item.type
             if item is not None and item.type not in ("wall", "goal", "lava"):
                 locked, opened = getattr(item, "is_locked", False), getattr(item, "is_open", False)

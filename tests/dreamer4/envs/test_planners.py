@@ -4,6 +4,7 @@ from minigrid.core.world_object import Ball, Box, Lava
 
 from dreamer4.envs.minigrid import make_minigrid
 from dreamer4.envs.planners import BotPlanner, Demonstrator, GoalPlanner, Mixture, planner_for
+from dreamer4.envs.stages import KeyDoorPlanner
 from dreamer4.errors import ConfigError
 from dreamer4.rng import numpy_generator
 
@@ -158,12 +159,13 @@ def test_share_of_careful_episodes(share):
         ("MiniGrid-DistShift1-v0", GoalPlanner),
         ("MiniGrid-SimpleCrossingS9N1-v0", GoalPlanner),
         ("BabyAI-GoToLocal-v0", BotPlanner),
+        ("MiniGrid-DoorKey-6x6-v0", KeyDoorPlanner),
     ],
 )
 def test_player_is_chosen_by_environment_and_wins(name, kind):
     env = make_minigrid(name)
     env.reset(seed=0)
-    planner, over, reward = planner_for(name)(env, True), False, 0.0
+    planner, over, reward = planner_for(name)(env, True, Mixture(), numpy_generator("player")), False, 0.0
     assert isinstance(planner, kind)
     while not over:
         _, reward, terminated, truncated, _ = env.step(planner.act(None))
@@ -172,5 +174,5 @@ def test_player_is_chosen_by_environment_and_wins(name, kind):
 
 
 def test_environment_that_nobody_can_play_is_named():
-    with pytest.raises(ConfigError, match=r"MiniGrid-DoorKey-5x5-v0.*BabyAI"):
-        planner_for("MiniGrid-DoorKey-5x5-v0")
+    with pytest.raises(ConfigError, match=r"MiniGrid-Unlock-v0.*BabyAI"):
+        planner_for("MiniGrid-Unlock-v0")
