@@ -41,7 +41,7 @@ SETTINGS = {
 }
 MOST, PER_STEP = 5, 4
 COSTS = Costs(rollout_seconds=0.5, update_seconds=0.3)
-SIZE = 1400, 1330  # of the picture: as far as the charts of throughput and waiting
+SIZE = 1400, 1450  # of the picture: as far as the charts of throughput and waiting
 STAYS = 45  # seconds with all workers, before the picture is taken
 
 
@@ -117,7 +117,7 @@ def main() -> int:
     parser.add_argument("--picture", type=Path, metavar="PNG")
     parser.add_argument("--seconds", type=float, default=STAYS, help="with all workers")
     options = parser.parse_args()
-    autoscaling = Autoscaling(Machine(cpus=1, object_store_mb=80), max_nodes=MOST - 1, idle_seconds=10)
+    autoscaling = Autoscaling(Machine(cpus=1, object_store_mb=80), max_nodes=MOST, idle_seconds=10)
     with (
         tempfile.TemporaryDirectory(prefix="dashboard-") as folder,
         LocalCluster(autoscaling=autoscaling, paths=[REPOSITORY], settings=SETTINGS) as cluster,

@@ -39,7 +39,7 @@ def diagnose(latest: Mapping[str, float], age: float) -> Diagnosis:
     if ready == 0:
         return Diagnosis("note", f"No worker imagines yet: {pending:.0f} of {wanted:.0f} wait for a node or load.")
     if starves > STARVING and pending:
-        text = f"The learner starves {starves:.0%} of the time; {pending:.0f} more of {wanted:.0f} workers are coming."
+        text = f"The learner starves {starves:.0%} of the time; {pending:.0f} of {wanted:.0f} workers are to come."
         return Diagnosis("note", text)
     if starves > STARVING and idle < CALM:
         text = (

@@ -221,8 +221,8 @@ MACHINES = (
     Panel(
         "Memory of the nodes",
         "bytes",
-        "In use and there, summed; nodes that share one machine count it several times.",
-        (Line("used", "sum(ray_node_mem_used)"), Line("there", "sum(ray_node_mem_total)")),
+        "In use and there, of all machines together.",
+        (Line("used", "sum(max by (ip) (ray_node_mem_used))"), Line("there", "sum(max by (ip) (ray_node_mem_total))")),
     ),
     Panel(
         "GPU utilisation",
