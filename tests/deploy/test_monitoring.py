@@ -26,7 +26,16 @@ HERE = [(panel, line) for panel in PANELS if not panel.gpu for line in panel.lin
 # What needn't change while nothing goes wrong.
 STILL = {"draining", "lost in all", "planned", "limit", "nodes", "spilled", "there"}
 # What hardly does: whether it can be seen to in a minute depends on the machine.
-SLOW = {"free", "used", "workers idle", "staleness", "weights lag", "wait for a worker", "wait for the learner"}
+SLOW = {
+    "all nodes",
+    "free",
+    "used",
+    "workers idle",
+    "staleness",
+    "weights lag",
+    "wait for a worker",
+    "wait for the learner",
+}
 PATIENCE = 90.0
 RUN = "loaded"
 
