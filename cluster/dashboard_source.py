@@ -5,6 +5,7 @@ import json
 import math
 import re
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -79,7 +80,7 @@ class PrometheusSource:
 
     def runs(self) -> list[tuple[str, str]]:
         """Of the last day."""
-        query = f"sort_desc(max by (run, stage) (max_over_time(timestamp({exported('step')})[1d:1m])))"
+        query = f"sort_desc(max by (run, stage) (max_over_time(timestamp({exported('step')})[1d:15s])))"
         found = self._get("query", query=query)["result"]
         return [(entry["metric"]["run"], entry["metric"]["stage"]) for entry in found]
 
@@ -130,7 +131,8 @@ class FileSource:
     live = False
 
     def __init__(self, runs: Sequence[Path]):
-        self.logs = {path.name: Log(path / FILE) for path in runs}
+        names = Counter(path.name for path in runs)
+        self.logs = {path.name if names[path.name] == 1 else str(path): Log(path / FILE) for path in runs}
         listed = ", ".join(str(path) for path in runs[:3]) + (" and others" if len(runs) > 3 else "")
         self.name = f"telemetry.jsonl of {listed}"
 

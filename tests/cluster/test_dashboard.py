@@ -135,6 +135,14 @@ def test_newest_run_comes_first_and_stages_are_apart(tmp_path):
     assert told["latest"]["step"] == 1 and told["start"] == START + 2
 
 
+def test_runs_of_the_same_name_are_told_apart_by_their_path(tmp_path):
+    for folder in ("x", "y"):
+        (tmp_path / folder).mkdir()
+        write(tmp_path / folder / "same", [row(1)])
+    source = FileSource([tmp_path / "x" / "same", tmp_path / "y" / "same"])
+    assert {name for name, _ in source.runs()} == {str(tmp_path / folder / "same") for folder in ("x", "y")}
+
+
 def test_run_that_has_not_begun_stage_four_says_so(tmp_path):
     told = snapshot(FileSource([tmp_path]), None, None, 0)
     assert told["rows"] == [] and "told nothing yet" in told["diagnosis"]["text"]
