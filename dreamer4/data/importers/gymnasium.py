@@ -6,7 +6,9 @@ has: `NAME.npz` of our wrapper `RecordEpisodes` with pictures in it (lossless), 
 """
 
 import json
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -17,13 +19,18 @@ import numpy as np
 from dreamer4.actions import ActionSpace
 from dreamer4.data.importers.canvas import Canvas, as_rgb
 from dreamer4.data.importers.film import frames_of
-from dreamer4.data.importers.importer import Importer, Options, refuse_rate, without
+from dreamer4.data.importers.importer import Importer, Options, naming, refuse_rate, without
 from dreamer4.data.importers.spaces import action_rows, action_space, space_from_json
 from dreamer4.data.importers.steps import Recorded, Step, episodes_of
 from dreamer4.data.schema import Recording
 from dreamer4.errors import DataError
 
 FORMAT = "dreamer4-gymnasium"
+# What zipfile and numpy raise of files that were changed.
+DAMAGE = (
+    *(KeyError, ValueError, OSError, EOFError, RuntimeError, MemoryError),
+    *(zipfile.BadZipFile, zlib.error, struct.error),
+)
 LARGEST_PIECE = 1 << 30  # bytes of one array of a file; ours have 64 frames
 
 
@@ -59,7 +66,9 @@ class GymnasiumImporter(Importer):
                 self.options.name or self.root.name, self.canvas.shape, ActionSpace.discrete(2, "unknown"), ("none",)
             )
         name = self.options.name or header["env"]
-        return Recording(name, self.canvas.shape, action_space(space_from_json(header["action_space"])), (name,))
+        with naming(self.root):
+            actions = action_space(space_from_json(header["action_space"]))
+        return Recording(name, self.canvas.shape, actions, (name,))
 
     def sources(self) -> list[str]:
         found = [path for path in self.root.rglob("*") if path.suffix in (".npz", ".mp4")]
@@ -80,8 +89,8 @@ class GymnasiumImporter(Importer):
         header = read_header(path)
         if self._header is not None and header["action_space"] != self._header["action_space"]:
             raise DataError(f"'{path}' was recorded with another action space than the first episode: import it apart")
-        space = space_from_json(header["action_space"])
-        with opened(path) as file:
+        with naming(path), opened(path) as file:
+            space = space_from_json(header["action_space"])
             rewards = np.asarray(array(file, path, "rewards"), np.float32)
             count = len(rewards)
             nested = {key: array(file, path, key) for key in file.files if key.startswith("actions")}
@@ -140,7 +149,7 @@ def opened(path: Path) -> Any:
     """An .npz whose arrays are read one by one; nothing in it is unpickled."""
     try:
         return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+    except DAMAGE as error:
         raise DataError(f"'{path}' is damaged or no .npz: {error}") from error
 
 
@@ -151,7 +160,7 @@ def array(file: Any, path: Path, key: str) -> np.ndarray:
         if size > LARGEST_PIECE:
             raise DataError(f"'{path}': '{key}' has {size} bytes, at most {LARGEST_PIECE} are possible")
         return file[key]
-    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile, zipfile.zlib.error) as error:  # type: ignore[attr-defined]
+    except DAMAGE as error:
         raise DataError(f"'{path}' lacks '{key}' or holds it damaged: {error}") from error
 
 

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -66,6 +67,15 @@ class Importer(ABC):
         Raises:
             DataError: naming file and row: something is missing, damaged, or doesn't fit.
         """
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Errors about contents also say in which file they are."""
+    try:
+        yield
+    except DataError as error:
+        raise error if str(path) in str(error) else DataError(f"'{path}': {error}") from error
 
 
 def refuse_rate(options: Options, family: str) -> None:

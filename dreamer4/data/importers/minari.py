@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from dreamer4.data.importers.canvas import Canvas, as_rgb
-from dreamer4.data.importers.importer import Importer, Options, refuse_rate, without
+from dreamer4.data.importers.importer import Importer, Options, naming, refuse_rate, without
 from dreamer4.data.importers.minari_files import HDF5, StoredEpisode, arrow_episode, hdf5_episode
 from dreamer4.data.importers.spaces import action_rows, action_space, space_from_json
 from dreamer4.data.importers.steps import Recorded, Step, episodes_of
@@ -36,7 +36,9 @@ class MinariImporter(Importer):
         refuse_rate(options, "Minari")
         self.data = self.root / "data" if (self.root / "data").is_dir() else self.root
         self.metadata = read_metadata(self.data / "metadata.json")
-        self.space: gymnasium.Space = space_from_json(self.metadata["action_space"])
+        with naming(self.data / "metadata.json"):
+            self.space: gymnasium.Space = space_from_json(self.metadata["action_space"])
+            self.spaces = [_record(self.metadata.get(name)) for name in ("observation_space", "action_space")]
 
     @cached_property
     def canvas(self) -> Canvas:
@@ -66,12 +68,14 @@ class MinariImporter(Importer):
     def _steps(self, source: str) -> Iterator[Step]:
         with self._opened(source) as episode:
             count = episode.count
-            rewards = episode.column("rewards").astype(np.float32)
+            with np.errstate(over="ignore"):  # becomes infinite, which the writer refuses
+                rewards = episode.column("rewards").astype(np.float32)
             terminal, truncated = (episode.column(name).astype(bool) for name in ("terminations", "truncations"))
             t = 0
             for observations, actions in episode.pieces():
                 frames = self._pictures(observations, source)
-                acts = action_rows(self.space, actions, min(len(frames), count - t))
+                with naming(self.root):
+                    acts = action_rows(self.space, actions, min(len(frames), count - t))
                 for row, frame in enumerate(frames):
                     last = t == count
                     yield Step(
@@ -89,8 +93,7 @@ class MinariImporter(Importer):
         number = int(source.rpartition("-")[2])
         if (self.data / HDF5).is_file():
             return hdf5_episode(self.data / HDF5, number)
-        spaces = (_record(self.metadata.get(name)) for name in ("observation_space", "action_space"))
-        return arrow_episode(self.data / str(number), str(self.metadata.get("data_format")), *spaces)
+        return arrow_episode(self.data / str(number), str(self.metadata.get("data_format")), *self.spaces)
 
     def _pictures(self, observations: Any, source: str) -> np.ndarray:
         """Uint8 `[T, H, W, 3]`; raises `DataError` if there are none, or several and no `key` says which."""
@@ -106,7 +109,13 @@ class MinariImporter(Importer):
 
 def _record(space: Any) -> dict[str, Any]:
     """A space of the metadata, which Minari keeps as JSON in a string; empty where it is not written down."""
-    return json.loads(space) if isinstance(space, str) else (space or {})
+    try:
+        record = json.loads(space) if isinstance(space, str) else (space or {})
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"a space is not JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise DataError(f"a space is {record!r:.60}, not a JSON object")
+    return record
 
 
 def _may_be_pictures(values: Any) -> bool:

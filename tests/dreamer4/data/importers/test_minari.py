@@ -2,59 +2,18 @@
 
 import json
 import shutil
-from pathlib import Path
-from typing import Any
 
-import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
+from minari_files import PICTURE
+from minari_files import write_minari_dataset as write
 from recordings import imported, stamped, stamps
 
 from dreamer4.actions import Part
 from dreamer4.data.importers.importer import Options
 from dreamer4.data.importers.minari import MinariImporter
 from dreamer4.errors import DataError
-
-minari = pytest.importorskip("minari", reason="needs minari: pip install 'dreamer4-ray[test]'")
-from minari.data_collector import EpisodeBuffer  # noqa: E402
-
-PICTURE = spaces.Box(0, 255, (64, 96, 3), np.uint8)
-BUTTON = spaces.Discrete(5, start=2)
-LENGTHS = (70, 5)  # actions
-
-
-def write(
-    folder: Path, form: str, jpeg: bool, observations: gymnasium.Space = PICTURE, acts: gymnasium.Space = BUTTON
-) -> tuple[Path, list[list[Any]]]:
-    """A dataset of two episodes, whose pictures show 128 e + t; gives its folder and the actions."""
-    from minari.dataset.minari_storage import MinariStorage
-
-    (folder / "set" / "data").mkdir(parents=True)
-    storage = MinariStorage.new(folder / "set" / "data", observations, acts, data_format=form, jpeg_encoding=jpeg)
-    buffers, drawn = [], []
-    for number, length in enumerate(LENGTHS):
-        pictures = [stamped(128 * number + t) for t in range(length + 1)]
-        seen = (
-            pictures if observations is PICTURE else {"image": pictures, "speed": np.zeros((length + 1, 2), np.float32)}
-        )
-        acts.seed(number)
-        drawn.append([acts.sample() for _ in range(length)])
-        taken = drawn[-1]
-        if isinstance(acts, spaces.Tuple):
-            taken = tuple(list(column) for column in zip(*drawn[-1], strict=True))
-        buffers.append(
-            EpisodeBuffer(
-                id=number,
-                observations=seen,
-                actions=taken,
-                rewards=[float(t) for t in range(length)],
-                terminations=[False] * (length - 1) + [number == 0],
-                truncations=[False] * (length - 1) + [number == 1],
-            )
-        )
-    storage.update_episodes(buffers)
-    return folder / "set", drawn
 
 
 @pytest.mark.parametrize("form", ["hdf5", "arrow", "parquet"])
@@ -105,8 +64,9 @@ def test_datasets_without_pictures_are_refused(tmp_path):
         metadata.write_text(json.dumps({**whole, **change}))
         with pytest.raises(DataError):
             MinariImporter(folder, Options())
+    metadata.unlink()
     with pytest.raises(DataError, match="not the metadata of a Minari dataset"):
-        MinariImporter(tmp_path, Options())
+        MinariImporter(folder, Options())
 
 
 @pytest.mark.parametrize("form", ["hdf5", "arrow"])
