@@ -188,11 +188,18 @@ class HostDrill(Drill):
 
     def bring_back(self) -> None:
         """A host that had its cable pulled gets it back: the head has given it up, so its Ray ends. Then that is
-        started, as systemd would on both."""
+        started, and again if it fails, as systemd would on both."""
         if self.victim in self.cluster.on:
             self.cluster.network.restore(self.victim)
             self.wait(lambda: not self.cluster.on[self.victim].alive)
-        self.cluster.start(self.victim)
+        for last in (False, False, True):
+            try:
+                self.cluster.start(self.victim)
+                return
+            except RunError:
+                if last:
+                    raise
+                self.cluster.kill(self.victim)
 
 
 def settings(steps: int) -> list[str]:
