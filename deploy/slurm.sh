@@ -35,8 +35,9 @@ mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head=${nodes[0]}
 steps=()
 
-on() { # NODE COMMAND...: in the background, until the end of this job
-  srun --overlap --nodes=1 --ntasks=1 --nodelist="$1" --kill-on-bad-exit=0 "${@:2}" </dev/null &
+on() { # NODE COMMAND...: in the background, until the end of this job; with all its cores, else a step has one
+  srun --overlap --nodes=1 --ntasks=1 --nodelist="$1" --cpus-per-task="${SLURM_CPUS_ON_NODE:-1}" --cpu-bind=none \
+    --kill-on-bad-exit=0 "${@:2}" </dev/null &
   steps+=($!)
 }
 
