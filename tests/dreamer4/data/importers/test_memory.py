@@ -35,8 +35,8 @@ def peak(family: str, root: Path) -> int:
 @pytest.mark.parametrize("family", MAKERS)
 def test_memory_does_not_grow_with_the_length_of_a_recording(tmp_path, family):
     """Negative control: the frames of the longer one are more than what is ever held."""
-    for frames in (200, 1000):
+    for frames in (200, 600):
         MAKERS[family](tmp_path / str(frames), frames)
-    short, long = (peak(family, tmp_path / str(frames)) for frames in (200, 1000))
+    short, long = (peak(family, tmp_path / str(frames)) for frames in (200, 600))
     assert long < short + 1_000_000
-    assert long < 1000 * 64 * 96 * 3 / 2
+    assert long < 600 * 64 * 96 * 3 / 1.3
