@@ -1,5 +1,6 @@
-"""`dreamer4 bench loop`: runs the parts, prints a table, writes the JSON that other programs read."""
+"""`dreamer4 bench`: runs what is asked for, prints a table, writes the JSON that other programs read."""
 
+import argparse
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -12,6 +13,7 @@ from cluster.runtime import ray_session
 from cluster.settings import override
 from cluster.stand_in import Costs
 from dreamer4.files import write_json
+from learners.parallel import ParallelConfig
 
 TURNS = 3
 SECONDS = 12.0  # of a turn
@@ -69,9 +71,26 @@ def bench_loop(minutes: float = 0.0, most_workers: int = WORKERS[-1]) -> dict[st
     return record
 
 
-def main(what: str, minutes: float, most_workers: int, json: Path | None) -> None:
-    """The verb."""
-    assert what == "loop"
-    record = bench_loop(minutes, most_workers)
-    if json is not None:
-        write_json(json, record)
+def main(options: argparse.Namespace) -> None:
+    """The verb, with the options of `cluster.bench_options`."""
+    if options.what == "loop":
+        record = bench_loop(options.minutes, options.most_workers)
+    else:
+        from cluster.bench_training import bench_training  # each kind of benchmark imports its own
+
+        precision = options.precision or ("bfloat16" if options.device == "cuda" else "float32")
+        record = bench_training(
+            options.preset,
+            options.stage,
+            options.device,
+            ParallelConfig(
+                precision=precision, activation_checkpointing=options.checkpointing, compile=options.compile
+            ),
+            options.batch,
+            options.length,
+            options.threads,
+            options.turns,
+            options.profile,
+        )
+    if options.json is not None:
+        write_json(options.json, record)

@@ -49,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
+    from cluster.bench_options import add_kinds
+
     parser = argparse.ArgumentParser("dreamer4", description=DESCRIPTION, allow_abbrev=False)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="COMMAND")
 
@@ -111,11 +113,7 @@ def build_parser() -> argparse.ArgumentParser:
     verb.add_argument("--port", type=int, metavar="N", help="of the page, by default the first free one from 8300 on")
     verb.add_argument("--open", action="store_true", help="open it in the browser")
 
-    verb = add("bench", bench, "measure this machine", settings=False)
-    verb.add_argument("what", choices=["loop"], help="loop: what stage 4 costs beside imagining and learning")
-    verb.add_argument("--minutes", type=float, default=0.0, metavar="M", help="of a long run that must not spill")
-    verb.add_argument("--most-workers", type=int, default=64, metavar="N", help="of stand-ins, by default 64")
-    verb.add_argument("--json", type=Path, metavar="FILE", help="write the result there as well")
+    add_kinds(add("bench", bench, "measure this machine", settings=False))
 
     verb = add("submit", submit, "do a command on a running Ray cluster, as a job", settings=False)
     verb.usage = "dreamer4 submit [--address URL] [--no-wait] [--python PATH] -- COMMAND..."
@@ -268,7 +266,7 @@ def dashboard(options: argparse.Namespace) -> None:
 def bench(options: argparse.Namespace) -> None:
     from cluster.bench import main as bench_main
 
-    bench_main(options.what, options.minutes, options.most_workers, options.json)
+    bench_main(options)
 
 
 def submit(options: argparse.Namespace) -> None:
