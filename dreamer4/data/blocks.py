@@ -120,13 +120,28 @@ class Frames(Rows):
         result = np.empty((flat.size, *self.shape[1:]), np.uint8)
         episode = np.searchsorted(self.starts_E, flat, side="right") - 1
         place = (flat - self.starts_E[episode]) // size
-        tasks = [
-            partial(self._read, int(episode[begin]), int(place[begin]), flat[begin:end], result[begin:end])
-            for begin, end in runs(self._chunks_E[episode] + place)
-        ]
+        chunk = self._chunks_E[episode] + place
+        if self.raw and flat.size and self._checked[chunk].all():
+            tasks = self._stretches(flat, result)
+        else:
+            tasks = [
+                partial(self._read, int(episode[begin]), int(place[begin]), flat[begin:end], result[begin:end])
+                for begin, end in runs(chunk)
+            ]
         for _ in map(_call, tasks) if self._pool is None else self._pool.map(_call, tasks):
             pass
         return result.reshape(*index.shape, *self.shape[1:])
+
+    def _stretches(self, flat: np.ndarray, result: np.ndarray) -> list[Callable[[], None]]:
+        """Raw frames that were checked before are read in as few pieces as they lie in, into their place."""
+        number = self.blocks.number(flat)
+        width = self.recording.frame_bytes
+        start = self.blocks.table["frames"][number] + (flat - self.blocks.starts_K[number]) * width
+        gaps = (np.diff(flat) != 1) | (np.diff(number) != 0)
+        return [
+            partial(self.blocks.file(int(number[begin])).read_into, int(start[begin]), result[begin:end].data.cast("B"))
+            for begin, end in runs(np.concatenate([[0], np.cumsum(gaps)]))
+        ]
 
     def _read(self, episode: int, place: int, frames: np.ndarray, out: np.ndarray) -> None:
         """Frames of one chunk, number `place` of the episode."""
@@ -135,11 +150,35 @@ class Frames(Rows):
         count = min(size, int(self.lengths_E[episode]) - place * size)
         number = int(self.blocks.number(first))
         rows, row = frames - first, first - int(self.blocks.starts_K[number])
-        neighbours = rows[-1] - rows[0] == len(rows) - 1 and bool((np.diff(rows) == 1).all())
         if self.raw:
-            self._read_raw(number, row, count, int(self._chunks_E[episode]) + place, rows, out, neighbours)
+            self._read_raw(number, row, count, int(self._chunks_E[episode]) + place, rows, out)
             return
+        neighbours = rows[-1] - rows[0] == len(rows) - 1 and bool((np.diff(rows) == 1).all())
         low = int(rows.min())
+        blob, where = self._coded(number, row)
+        target = out if neighbours else np.empty((int(rows.max()) + 1 - low, *self.shape[1:]), np.uint8)
+        try:
+            self.recording.codec.decode(memoryview(blob), count, low, target)
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from error
+        if not neighbours:
+            out[:] = target[rows - low]
+
+    def blob(self, episode: int, place: int) -> tuple[bytes, int]:
+        """A chunk, number `place` of an episode, as it is in the file, and its checksum; raises `DataError` if it
+        hasn't got that.
+        """
+        first = int(self.starts_E[episode]) + place * self.recording.codec.chunk
+        if self.raw:
+            stop = int(self.starts_E[episode]) + int(self.lengths_E[episode])
+            blob = self.between(first, min(first + self.recording.codec.chunk, stop)).tobytes()
+        else:
+            number = int(self.blocks.number(first))
+            blob = bytes(self._coded(number, first - int(self.blocks.starts_K[number]))[0])
+        return blob, zlib.crc32(blob)
+
+    def _coded(self, number: int, row: int) -> tuple[bytearray, str]:
+        """The chunk that begins in a row of a block, and where it is, for errors."""
         block, file = self.blocks.block(number), self.blocks.file(number)
         assert block.ends_R is not None
         start, stop = int(block.ends_R[row]), int(block.ends_R[row + 1])
@@ -149,26 +188,15 @@ class Frames(Rows):
             raise DataError(f"'{file.name}' is damaged: a chunk is said to lie at bytes {start} to {stop} of its block")
         blob = file.read(origin + start, stop - start)
         self._compare(zlib.crc32(blob), int(block.crc_R[row]), file, origin + start)
-        target = out if neighbours else np.empty((int(rows.max()) + 1 - low, *self.shape[1:]), np.uint8)
-        try:
-            self.recording.codec.decode(memoryview(blob), count, low, target)
-        except DataError as error:
-            raise DataError(f"'{file.name}', chunk at byte {origin + start}: {error}") from error
-        if not neighbours:
-            out[:] = target[rows - low]
+        return blob, f"'{file.name}', chunk at byte {origin + start}"
 
-    def _read_raw(
-        self, number: int, row: int, count: int, chunk: int, rows: np.ndarray, out: np.ndarray, neighbours: bool
-    ) -> None:
+    def _read_raw(self, number: int, row: int, count: int, chunk: int, rows: np.ndarray, out: np.ndarray) -> None:
+        """A chunk that was not read before, as a whole."""
         file, width = self.blocks.file(number), self.recording.frame_bytes
         start = int(self.blocks.table["frames"][number]) + row * width
-        if self._checked[chunk] and neighbours:
-            file.read_into(start + int(rows[0]) * width, out.data.cast("B"))
-            return
         data = file.read(start, count * width)
-        if not self._checked[chunk]:
-            self._compare(zlib.crc32(data), int(self.blocks.block(number).crc_R[row]), file, start)
-            self._checked[chunk] = True
+        self._compare(zlib.crc32(data), int(self.blocks.block(number).crc_R[row]), file, start)
+        self._checked[chunk] = True
         out[:] = np.frombuffer(data, np.uint8).reshape(count, *self.shape[1:])[rows]
 
     @staticmethod

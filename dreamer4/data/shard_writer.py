@@ -102,16 +102,26 @@ class ShardWriter:
         """
         with Spool(self.recording, self.first_episode + self.episodes, task, source, self.folder) as spool:
             spool.take(parts)
-            for chunk in spool.chunks():
-                self._waiting.append(chunk)
-                rows, size = (sum(map(count, self._waiting)) for count in (_rows_of, _bytes_of))
-                if rows >= BATCH_ROWS or size >= BATCH_BYTES:
-                    self._write_waiting()
-            self._rows.append(spool.row())
-            self._actions, self._pixels = self._actions + spool.actions(), self._pixels + spool.pixels
-            self._errors += spool.errors
-            self.frames += spool.length
+            self.add_chunks(spool.row(), spool.chunks(), spool.actions(), spool.pixels, spool.errors)
         return self._rows[-1].length
+
+    def add_chunks(
+        self, row: EpisodeRow, chunks: Iterable[Chunk], actions: np.ndarray, pixels: np.ndarray, errors: Sequence[float]
+    ) -> None:
+        """Adds one episode that is coded already, such as one of another shard; nothing of it is checked.
+
+        Args:
+            actions, pixels, errors: its share of the shard's sums, as a `Spool` has them.
+        """
+        for chunk in chunks:
+            self._waiting.append(chunk)
+            rows, size = (sum(map(count, self._waiting)) for count in (_rows_of, _bytes_of))
+            if rows >= BATCH_ROWS or size >= BATCH_BYTES:
+                self._write_waiting()
+        self._rows.append(row)
+        self._actions, self._pixels = self._actions + actions, self._pixels + pixels
+        self._errors += errors
+        self.frames += row.length
 
     def close(self) -> Shard:
         """Gives shard and index their names, then writes the record.

@@ -81,7 +81,7 @@ class DatasetWriter:
                 record.frame,
                 record.actions,
                 record.tasks,
-                len(self.shards),
+                1 + max((int(Path(shard.file).stem.rpartition("-")[2]) for shard in self.shards), default=-1),
                 sum(shard.episodes for shard in self.shards),
                 record.codec,
             )
