@@ -33,6 +33,14 @@ class _Record:
             },
         )
 
+    def pin_memory(self) -> Self:
+        """A copy in memory from which a GPU can read at any time."""
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        return replace(
+            self,  # type: ignore[type-var]
+            **{name: value.pin_memory() if isinstance(value, Tensor) else value for name, value in moved.items()},
+        )
+
 
 @dataclass(frozen=True)
 class Episode:

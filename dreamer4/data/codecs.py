@@ -146,9 +146,10 @@ def _decode_video(blob: memoryview, first: int, out_THWC: np.ndarray) -> None:
                     f"a chunk holds {context.name} of {context.height}x{context.width}, not {height}x{width}"
                 )
             context.thread_count = 1  # chunks are decoded side by side
+            convert = av.video.reformatter.VideoReformatter().reformat  # one for all frames: its tables are kept
             for number, frame in enumerate(container.decode(stream)):
                 if number >= first:
-                    out_THWC[done] = frame.to_ndarray(format="rgb24")
+                    out_THWC[done] = convert(frame, format="rgb24", threads=1).to_ndarray()
                     done += 1
                 if done == count:
                     return
