@@ -80,6 +80,7 @@ def plain_mp4(path: Path, video: np.ndarray) -> Draw:
         container.seek(int(first * ticks), stream=stream)
         out = np.empty((LENGTH, *video.shape[1:]), np.uint8)
         for frame in container.decode(stream):
+            assert frame.pts is not None
             place = round(frame.pts / ticks) - first
             if 0 <= place < LENGTH:
                 out[place] = frame.to_ndarray(format="rgb24")

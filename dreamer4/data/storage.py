@@ -197,7 +197,12 @@ class _Fsspec:
         self.files = files
 
     def size(self, path: str) -> int:
-        size = self.files.size(path)
+        try:
+            size = self.files.size(path)
+        except FileNotFoundError as error:  # also where the server can't be reached
+            if isinstance(error.__cause__, OSError):
+                raise ConnectionError(str(error.__cause__)) from error
+            raise
         if size is None:
             raise OSError("the server doesn't say how long the file is, so parts of it can't be asked for")
         return size
