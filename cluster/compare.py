@@ -14,7 +14,7 @@ MISSING = "–"
 
 
 def compare(paths: Iterable[str | Path]) -> str:
-    """Tables of returns, of differences to BC, of the world models, and of CPU seconds; one column per run.
+    """Tables of returns, of differences to BC and of PMPO to all others, of the world models, and of CPU seconds.
 
     Raises:
         RunError: a path holds no run.
@@ -28,6 +28,8 @@ def compare(paths: Iterable[str | Path]) -> str:
             *_returns(names, evaluations),
             "",
             *_differences(names, evaluations),
+            "",
+            *_advantages(evaluations),
             "",
             *_world_models(names, runs),
             "",
@@ -83,6 +85,29 @@ def _differences(names: list[str], evaluations: list[dict[str, dict[str, Any]]])
         "Differences of mean returns, and z: the difference in standard errors, which are over episodes.",
         "",
         *markdown(["difference", *names], rows),
+    ]
+
+
+def _advantages(evaluations: list[dict[str, dict[str, Any]]]) -> list[str]:
+    """PMPO against everything else, run by run: what a claim over training seeds rests on."""
+    rows = []
+    for policy in in_order(policy for one in evaluations for policy in one if policy != "pmpo"):
+        both = [one for one in evaluations if "pmpo" in one and policy in one]
+        if not both:
+            continue
+        gains = [one["pmpo"]["mean_return"] - one[policy]["mean_return"] for one in both]
+        mean, error = mean_stderr(gains)
+        wins = sum(one["pmpo"]["success"] - one[policy]["success"] for one in both) / len(both)
+        errors = f"{mean / error:.1f}" if math.isfinite(error) and error > 0 else MISSING
+        cells = [_with_error(mean, error), errors, f"{100 * wins:+.1f}", str(sum(gain > 0 for gain in gains))]
+        rows.append([f"PMPO − {label(policy)}", *cells, str(len(both))])
+    if not rows:
+        return ["PMPO has not been evaluated yet."]
+    head = ["difference", "mean return ± standard error over the runs", "in standard errors", "success, points"]
+    return [
+        "PMPO against the others: the difference within every run, its mean over the runs, and its standard error.",
+        "",
+        *markdown([*head, "runs in favour", "runs"], rows),
     ]
 
 

@@ -15,11 +15,14 @@ from dreamer4.shortcut import ShortcutConfig
 from dreamer4.tokenizer import TokenizerConfig
 from learners.agent import AgentTraining
 from learners.dynamics import DynamicsTraining
+from learners.iql import IQLTraining
 from learners.parallel import ParallelConfig, check_batch
 from learners.policy import PolicyTraining
 from learners.tokenizer import TokenizerTraining
 
-CONTROLS = ("filtered_bc", "horizon_1", "shuffled")  # baselines and negative controls beside the headline
+# Baselines and negative controls beside the headline; `cluster.variants` says what each is.
+IMITATION = ("scratch_bc", "scratch_bc_success", "scratch_bc_return", "filtered_bc", "filtered_bc_return")
+CONTROLS = (*IMITATION, "iql", "horizon_1", "shuffled")
 COMPUTED = ("dynamics.latents", "dynamics.channels", "dynamics.actions", "dynamics.tasks")  # by `resolve`
 
 
@@ -99,6 +102,9 @@ class RunConfig:
     policy: PolicyTraining = field(default_factory=PolicyTraining)
     controls: tuple[str, ...] = ()
     filtered_bc_training: AgentTraining = field(default_factory=lambda: AgentTraining(steps=300))
+    scratch_bc_training: AgentTraining = field(default_factory=AgentTraining)
+    iql_training: IQLTraining = field(default_factory=IQLTraining)
+    best_share: float = 0.1  # of the recordings, by return: what clones of the best imitate
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     resources: ResourceConfig = field(default_factory=ResourceConfig)
@@ -164,6 +170,8 @@ def _counts(config: RunConfig) -> Iterator[str]:
         "dynamics_training": ("steps", "batch", "length", "long_batch", "save_every"),
         "agent_training": ("steps", "batch", "length", "save_every"),
         "filtered_bc_training": ("steps", "batch", "length", "save_every"),
+        "scratch_bc_training": ("steps", "batch", "length", "save_every"),
+        "iql_training": ("steps", "batch", "length", "save_every"),
         "policy": ("steps", "batch", "save_every"),
         "evaluation": ("episodes", "parallel", "actors", "max_frames", "windows"),
         "resources": (
@@ -195,6 +203,8 @@ def _shares(config: RunConfig) -> Iterator[str]:
             value = getattr(section, name)
             if value is not None and not 0 <= value <= 1:
                 yield f"{key}.{name} is a share of 1, got {value}"
+    if not 0 < config.best_share <= 1:
+        yield f"best_share is a share of the recordings, above 0 and at most 1, got {config.best_share}"
     if not 0 < config.data.validation < 1:
         yield f"data.validation must leave episodes on both sides, so between 0 and 1, got {config.data.validation}"
     if config.resources.trainer_gpus < 0 or config.resources.worker_gpus < 0:
@@ -218,7 +228,7 @@ def _trainers(config: RunConfig) -> Iterator[str]:
             f"{resources.trainers} trainers can't share a GPU, but resources.trainer_gpus is "
             f"{resources.trainer_gpus:g}: give each a whole one, or none"
         )
-    for stage in ("tokenizer", "dynamics", "agent", "filtered_bc"):
+    for stage in ("tokenizer", "dynamics", "agent", "filtered_bc", "scratch_bc", "iql"):
         section = f"{stage}_training"
         for name in ("batch", "long_batch") if stage == "dynamics" else ("batch",):
             batch = getattr(getattr(config, section), name)

@@ -10,7 +10,7 @@ import numpy as np
 
 from actors.evaluator import AgentPolicy, DemonstratorPolicy, EvaluationResult, Evaluator, Policy, RandomPolicy
 from cluster.clock import Clock
-from cluster.models import load_agent, load_policy, load_tokenizer
+from cluster.models import load_actor, load_tokenizer
 from cluster.placement import result, worker
 from cluster.run import Run
 from dreamer4.files import read_json, write_json
@@ -19,7 +19,7 @@ BASELINES = ("random", "demonstrator")
 
 
 def build_policy(run: Run, name: str) -> Policy:
-    """A policy as evaluators play it: `random`, `demonstrator`, `bc`, `filtered_bc`, `pmpo` or a control of stage 4.
+    """A policy as evaluators play it: `random`, `demonstrator`, `bc`, `pmpo` or a control.
 
     Raises:
         CheckpointError: it has not been trained in this run.
@@ -29,8 +29,7 @@ def build_policy(run: Run, name: str) -> Policy:
         return RandomPolicy(config.seed)
     if name == "demonstrator":
         return DemonstratorPolicy(config.env, config.data.demonstrator, config.seed)
-    head = load_policy(run, name)
-    return AgentPolicy(load_tokenizer(run), load_agent(run).dynamics, head, config.shortcut, config.seed)
+    return AgentPolicy(load_tokenizer(run), *load_actor(run, name), config.shortcut, config.seed)
 
 
 class EvaluatorActor:

@@ -5,6 +5,7 @@ import torch
 from torch.distributed.device_mesh import DeviceMesh
 
 from cluster.run import Run
+from cluster.variants import IMITATIONS
 from dreamer4.agent import Heads
 from dreamer4.checkpoint import load_tensors
 from dreamer4.data.clips import ClipSampler
@@ -113,7 +114,7 @@ def load_agent_share(run: Run, mesh: DeviceMesh) -> AgentModel:
 
 
 def load_policy(run: Run, name: str) -> PolicyHead:
-    """A trained policy head: `bc`, `filtered_bc`, `pmpo`, or one of the controls of stage 4.
+    """A trained policy head: `bc`, `pmpo`, or one of the controls.
 
     Raises:
         CheckpointError: it has not been trained in this run.
@@ -124,10 +125,24 @@ def load_policy(run: Run, name: str) -> PolicyHead:
         prefix = "heads.policy."
     else:
         weights = run.checkpoints("policy" if name == "pmpo" else name).load().weights
-        prefix = "" if name == "filtered_bc" else "policy."
+        prefix = "" if name in IMITATIONS and not IMITATIONS[name].scratch else "policy."
     chosen = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
     load_weights(policy, chosen, name)
     return policy.to(choose_device(run))
+
+
+def load_actor(run: Run, name: str) -> tuple[Dynamics, PolicyHead]:
+    """A policy head and the transformer whose features it reads.
+
+    Raises:
+        CheckpointError: it has not been trained in this run.
+    """
+    if name not in IMITATIONS or not IMITATIONS[name].scratch:
+        return load_agent(run).dynamics, load_policy(run, name)
+    dynamics, weights = new_dynamics(run), run.checkpoints(name).load().weights
+    own = {key.removeprefix("dynamics."): value for key, value in weights.items() if key.startswith("dynamics.")}
+    load_weights(dynamics, own, name)
+    return dynamics.to(choose_device(run)), load_policy(run, name)
 
 
 def load_value(run: Run) -> ScalarHead:

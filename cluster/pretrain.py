@@ -21,10 +21,13 @@ from cluster.models import load_policy as load_policy_head
 from cluster.placement import result, worker
 from cluster.run import Run
 from cluster.telemetry import MetricsWriter, Progress
+from cluster.variants import IMITATIONS, training_of
 from dreamer4.data.statistics import pixel_statistics
 from dreamer4.mirror import Mirror
-from learners.agent import AgentLearner, FilteredBCLearner
+from dreamer4.rng import seed_of
+from learners.agent import AgentLearner, FilteredBCLearner, ScratchBCLearner
 from learners.dynamics import DynamicsLearner
+from learners.iql import IQLLearner, IQLModel
 from learners.learner import Learner
 from learners.parallel import Parallel
 from learners.tokenizer import TokenizerLearner
@@ -50,10 +53,22 @@ def build_learner(run: Run, stage: str) -> Learner:
         dynamics, heads = load_dynamics(run), new_heads(run).to(device)
         clips = data.clips(stage, latents=True)
         return AgentLearner(dynamics, heads, config.agent_training, config.shortcut, clips, success_E, config.seed)
-    if stage == "filtered_bc":
+    if stage in IMITATIONS:
+        imitation, training = IMITATIONS[stage], training_of(config, stage)
+        clips = data.clips(stage, imitation.chosen(data.dataset, data.training_E, config.best_share), latents=True)
+        if imitation.scratch:
+            dynamics, policy = new_dynamics(run).to(device), new_heads(run).policy.to(device)
+            return ScratchBCLearner(dynamics, policy, training, config.shortcut, clips, config.seed)
         dynamics, policy = load_agent(run).dynamics, load_policy_head(run, "bc")
-        clips = data.clips(stage, success_E, latents=True)
-        return FilteredBCLearner(dynamics, policy, config.filtered_bc_training, config.shortcut, clips, config.seed)
+        return FilteredBCLearner(dynamics, policy, training, config.shortcut, clips, config.seed)
+    if stage == "iql":
+        dynamics, policy, clips = load_agent(run).dynamics, load_policy_head(run, "bc"), data.clips(stage, latents=True)
+        with torch.random.fork_rng(devices=[]):  # modules draw their weights from torch's global generator
+            torch.manual_seed(seed_of(config.seed, "iql weights"))
+            model = IQLModel(policy, dynamics.config.feature_width, config.iql_training).to(device)
+        return IQLLearner(
+            dynamics, model, config.iql_training, config.policy.discount, config.shortcut, clips, config.seed
+        )
     raise ValueError(f"no stage '{stage}' is trained here")
 
 
@@ -133,7 +148,7 @@ def train_stage(run: Run, stage: str) -> None:
     Raises:
         RunError: another process writes the run.
     """
-    steps = getattr(run.config, f"{stage}_training").steps
+    steps = training_of(run.config, stage).steps
     holder = f"{stage} training of process {os.getpid()} on {socket.gethostname()}"
     with LeaseKeeper(run.path, holder) as keeper:
         keeper.publish(stage=stage, state="running", steps=steps)
@@ -149,7 +164,7 @@ def train_stage(run: Run, stage: str) -> None:
 
 def train_alone(run: Run, stage: str, keeper: LeaseKeeper) -> dict[str, float]:
     """One actor trains, this process keeps the log and the lease; returns the times of the stage."""
-    training, resources = getattr(run.config, f"{stage}_training"), run.config.resources
+    training, resources = training_of(run.config, stage), run.config.resources
     trainer = worker(
         StageTrainer, cpus=1, gpus=resources.trainer_gpus, name=f"{stage} trainer", threads=resources.trainer_threads
     ).remote(str(run.path), stage)

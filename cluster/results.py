@@ -12,8 +12,13 @@ from dreamer4.files import read_json
 POLICIES = {
     "random": "random",
     "demonstrator": "demonstrator",
+    "scratch_bc": "BC without a world model",
+    "scratch_bc_success": "the same, successes only",
+    "scratch_bc_return": "the same, best returns only",
     "bc": "BC",
     "filtered_bc": "filtered BC",
+    "filtered_bc_return": "filtered BC, best returns",
+    "iql": "IQL",
     "pmpo": "PMPO",
     "horizon_1": "PMPO, horizon 1",
     "shuffled": "PMPO, another trajectory's actions",

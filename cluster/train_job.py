@@ -23,6 +23,7 @@ from cluster.placement import cause_of, environment, result, worker
 from cluster.pretrain import StageTrainer, Steps
 from cluster.run import Run
 from cluster.telemetry import MetricsWriter, Progress, WandbSink
+from cluster.variants import training_of
 from dreamer4.errors import DreamerError, NonFiniteError, RunError
 
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")  # looked at by the imports below
@@ -110,7 +111,7 @@ def _train(path: Path, stage: str, board: Any) -> None:
             ledger.note("saved", updates=step)
         ray.train.report({"updates": step})
 
-    Steps(portion, log, save).run(start, getattr(run.config, f"{stage}_training"))
+    Steps(portion, log, save).run(start, training_of(run.config, stage))
 
 
 def train_together(run: Run, stage: str) -> dict[str, float]:
@@ -119,7 +120,7 @@ def train_together(run: Run, stage: str) -> dict[str, float]:
     Raises:
         DreamerError: the mistake of a user, or the trainers fail again and again without getting further.
     """
-    steps, resources = getattr(run.config, f"{stage}_training").steps, run.config.resources
+    steps, resources = training_of(run.config, stage).steps, run.config.resources
     board = worker(Board, cpus=0, name=f"{stage} board", restarts=FAILURES).remote()
     sink = WandbSink(run) if run.config.logging.wandb else None
     show = _Display(stage, steps, sink)

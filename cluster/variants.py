@@ -1,8 +1,12 @@
-"""Stage 4 and its controls: what differs from the run's config, and where each keeps its checkpoints."""
+"""Stage 4, its controls and the baselines: what differs from the run's config, and where each keeps its checkpoints."""
 
 from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
 
 from cluster.config import RunConfig
+from dreamer4.data.episodes import EpisodeDataset
 from dreamer4.imagination import ImaginationConfig
 
 
@@ -28,3 +32,36 @@ VARIANTS = {
     "horizon_1": Variant("horizon_1", horizon=1),
     "shuffled": Variant("shuffled", shuffle_actions=True),
 }
+
+
+@dataclass(frozen=True)
+class Imitation:
+    """A clone of recordings: a baseline without imagination."""
+
+    section: str  # of the config, with its training
+    of: Literal["all", "success", "return"]  # the recordings: all, those that succeeded, the best share by return
+    scratch: bool = False  # with a transformer of its own, that is no world model
+
+    def chosen(self, dataset: EpisodeDataset, training_E: np.ndarray, best_share: float) -> np.ndarray:
+        """Bool `[E]`, the training episodes that are imitated; of equal returns the earlier ones."""
+        if self.of != "return":
+            return training_E & dataset.success_E if self.of == "success" else training_E
+        candidates = np.flatnonzero(training_E)
+        best = np.argsort(-dataset.returns_E[candidates], kind="stable")[: max(1, round(best_share * len(candidates)))]
+        chosen_E = np.zeros_like(training_E)
+        chosen_E[candidates[best]] = True
+        return chosen_E
+
+
+IMITATIONS = {
+    "scratch_bc": Imitation("scratch_bc_training", "all", scratch=True),
+    "scratch_bc_success": Imitation("scratch_bc_training", "success", scratch=True),
+    "scratch_bc_return": Imitation("scratch_bc_training", "return", scratch=True),
+    "filtered_bc": Imitation("filtered_bc_training", "success"),
+    "filtered_bc_return": Imitation("filtered_bc_training", "return"),
+}
+
+
+def training_of(config: RunConfig, stage: str) -> Any:
+    """The section of the config by which a stage trains."""
+    return getattr(config, IMITATIONS[stage].section if stage in IMITATIONS else f"{stage}_training")

@@ -1,7 +1,7 @@
 """Stage 3: the world model learns the task, the policy and the reward (paper, section 3.3, equation 9).
 
-Also the strong baseline without imagination: filtered behaviour cloning, a policy head on the frozen model that
-imitates the successful demonstrations only.
+Also the baselines without imagination: behaviour cloning of chosen recordings, by a policy head on the frozen model
+(filtered WM+BC) or by a transformer that no world model's loss has shaped (BC).
 """
 
 from dataclasses import dataclass, field, replace
@@ -154,7 +154,7 @@ class AgentLearner(Learner):
 
 
 class FilteredBCLearner(Learner):
-    """A policy head that clones successful episodes, on the frozen agent's features of clean contexts.
+    """A policy head that clones chosen episodes, on the frozen agent's features of clean contexts.
 
     It reads the features that act in the environment (every frame at the context's signal level), starts from the
     behaviour-cloned head, and never sees the world model's imagination: what the same data gives without it.
@@ -171,10 +171,14 @@ class FilteredBCLearner(Learner):
         clips: ClipSampler,
         seed: int,
     ):
-        dynamics.requires_grad_(False)
-        super().__init__(policy, RmsNormaliser(["policy"]), training.optim, training.steps)
+        super().__init__(self.trained(dynamics, policy), RmsNormaliser(["policy"]), training.optim, training.steps)
         self.dynamics, self.policy, self.training, self.shortcut = dynamics, policy, training, shortcut
         self.clips, self.seed = clips, seed
+
+    def trained(self, dynamics: Dynamics, policy: PolicyHead) -> nn.Module:
+        """What learns."""
+        dynamics.requires_grad_(False)
+        return policy
 
     def losses(self, index: int, part: Part = WHOLE) -> dict[str, Tensor]:
         batch, length = self.training.batch, self.training.length
@@ -197,11 +201,19 @@ class FilteredBCLearner(Learner):
         return [Unit(self.dynamics), Unit(self.policy.mlp)]
 
 
-@torch.no_grad()
+class ScratchBCLearner(FilteredBCLearner):
+    """The same without a world model: transformer and head start anew and learn from the actions alone."""
+
+    stage = "scratch_bc"
+
+    def trained(self, dynamics: Dynamics, policy: PolicyHead) -> nn.Module:
+        return nn.ModuleDict({"dynamics": dynamics, "policy": policy})
+
+
 def context_features(
     dynamics: Dynamics, clip: Clip, shortcut: ShortcutConfig, noise: torch.Generator, rows: Rows | None = None
 ) -> Tensor:
-    """Agent features `[B, T, M]` of a clip of latents as the acting agent sees it.
+    """Agent features `[B, T, M]` of a clip of latents as the acting agent sees it; with a graph if the model learns.
 
     Args:
         rows: which rows of the batch the clip has; None = all.

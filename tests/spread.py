@@ -12,7 +12,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from factories import tiny_dynamics, tiny_heads, tiny_tokenizer
+from factories import lively, tiny_dynamics, tiny_heads, tiny_tokenizer
 from torch.distributed.device_mesh import DeviceMesh
 from worlds import World
 
@@ -20,8 +20,9 @@ from dreamer4.data.episodes import EpisodeDataset
 from dreamer4.data.latents import LatentDataset
 from dreamer4.errors import DataError
 from dreamer4.shortcut import ShortcutConfig
-from learners.agent import AgentLearner, AgentTraining, FilteredBCLearner
+from learners.agent import AgentLearner, AgentTraining, FilteredBCLearner, ScratchBCLearner
 from learners.dynamics import DynamicsLearner, DynamicsTraining
+from learners.iql import IQLLearner, IQLModel, IQLTraining
 from learners.learner import Learner
 from learners.optim import OptimConfig
 from learners.parallel import Parallel, ParallelConfig
@@ -70,6 +71,22 @@ def filtered_bc(world: World, seed: int = 0) -> Learner:
     return FilteredBCLearner(model, policy, AGENT, SHORTCUT, world.clips(episodes=world.dataset.success_E), 7)
 
 
+def scratch_bc(world: World, seed: int = 0) -> Learner:
+    model = tiny_dynamics(seed).train()
+    return ScratchBCLearner(model, tiny_heads(model, 1 + seed).policy.train(), AGENT, SHORTCUT, world.clips(), 7)
+
+
+def iql(world: World, seed: int = 0) -> IQLLearner:
+    model, training = tiny_dynamics(0), IQLTraining(steps=20, batch=8, length=4, hidden=8, layers=1, optim=OPTIM)
+    policy = tiny_heads(model, 1 + seed).policy.train()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        heads = IQLModel(policy, model.config.feature_width, training)
+    for mlp in (heads.value, *heads.q):
+        lively(mlp)
+    return IQLLearner(model, heads, training, 0.9, SHORTCUT, world.clips(), 7)
+
+
 LEARNERS: dict[str, Callable[..., Learner]] = {
     "dynamics": dynamics,
     "dynamics, few bootstrapped rows": lambda world, **more: dynamics(world, SOME_ROWS, **more),
@@ -80,6 +97,8 @@ LEARNERS: dict[str, Callable[..., Learner]] = {
     "tokenizer": tokenizer,
     "tokenizer on masked patches": lambda world, **more: tokenizer(world, True, **more),
     "filtered_bc": filtered_bc,
+    "scratch_bc": scratch_bc,
+    "iql": iql,
 }
 
 

@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 
 import pytest
@@ -54,7 +55,7 @@ def test_coupled_keys_may_change_together():
 
 
 def test_all_controls_may_be_asked_for():
-    assert override(laptop(), ['controls=["filtered_bc","horizon_1","shuffled"]']).controls == CONTROLS
+    assert override(laptop(), [f"controls={json.dumps(CONTROLS)}"]).controls == CONTROLS
 
 
 def test_resolve_fills_in_what_tokenizer_and_environment_fix():

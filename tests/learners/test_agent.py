@@ -14,7 +14,7 @@ from dreamer4.heads import PolicyHead
 from dreamer4.imagination import ImaginationConfig, WorldStream
 from dreamer4.rng import generator
 from dreamer4.shortcut import ShortcutConfig
-from learners.agent import AgentLearner, AgentTraining, FilteredBCLearner, context_features
+from learners.agent import AgentLearner, AgentTraining, FilteredBCLearner, ScratchBCLearner, context_features
 from learners.dynamics import DynamicsLearner, DynamicsTraining
 from learners.learner import load_weights
 from learners.optim import OptimConfig
@@ -58,6 +58,20 @@ def test_resuming_is_exact(make, tmp_path, training):
 def test_filtered_cloning_resumes_exactly(make_bc, tmp_path):
     assert_resume_is_exact(make_bc, tmp_path)
     assert_steps_differ(make_bc)
+
+
+def test_cloning_from_scratch_trains_the_transformer_and_resumes_exactly(world, tmp_path):
+    def build(weights: int) -> ScratchBCLearner:
+        dynamics = tiny_dynamics(weights).train()
+        policy = tiny_heads(dynamics, weights).policy.train()
+        return ScratchBCLearner(dynamics, policy, TRAINING, SHORTCUT, world.clips(), 7)
+
+    assert_resume_is_exact(build, tmp_path)
+    learner = build(0)
+    before = {name: value.clone() for name, value in learner.weights().items()}
+    learner.step(0)
+    changed = {name for name, value in learner.weights().items() if not torch.equal(value, before[name])}
+    assert any(name.startswith("dynamics.") for name in changed) and any(name.startswith("policy.") for name in changed)
 
 
 def test_training_reduces_every_term(make):
