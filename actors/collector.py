@@ -10,6 +10,11 @@ from dreamer4.rng import numpy_generator, seed_of
 from dreamer4.types import Episode
 
 
+def recording_seed(seed: int, index: int) -> int:
+    """With which the environment is reset for recording number `index`; evaluations take theirs below 2**31."""
+    return 2**31 + seed_of(seed, "recording", index) % 2**31
+
+
 class Collector:
     """Plays episodes of one environment.
 
@@ -39,8 +44,7 @@ class Collector:
                 player = Demonstrator(self.env_name, self.env, self.mixture, random)
             return player.act()
 
-        seed = 2**31 + seed_of(self.seed, "recording", index) % 2**31  # evaluations take theirs below 2**31
-        recording = run_episode(self.env, act, seed, self.max_frames)
+        recording = run_episode(self.env, act, recording_seed(self.seed, index), self.max_frames)
         assert player is not None
         return replace(recording, source=player.source)
 

@@ -79,8 +79,8 @@ class Lens:
                 frames.take(part.context_NC[:, -1]),
                 frames.take(part.following_NH),
                 part.known_NH,
-                self._decode_after(context, dream.latents_BTSD),
-                self._decode_after(context, self.clip(part.following_NH).latents_BTSD),
+                self.decode_after(context, dream.latents_BTSD),
+                self.decode_after(context, self.clip(part.following_NH).latents_BTSD),
             )
 
     def dreams(self, use: str, windows: Continuations, policy: PolicyHead) -> Iterator[Dream]:
@@ -121,7 +121,7 @@ class Lens:
             errors.append(shortcut_error(output.clean_BTSD, clip.latents_BTSD, levels, ramp=False)[:, -1])
         return torch.cat(errors).cpu().numpy()
 
-    def _decode_after(self, context: Clip, latents_BTSD: Tensor | None) -> np.ndarray:
+    def decode_after(self, context: Clip, latents_BTSD: Tensor | None) -> np.ndarray:
         """Video of latents that follow a context; the decoder sees the context too."""
         assert context.latents_BTSD is not None and latents_BTSD is not None
         both = torch.cat([context.latents_BTSD, latents_BTSD], dim=1)

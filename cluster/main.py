@@ -15,7 +15,20 @@ from dreamer4.errors import ConfigError, DreamerError, RunError
 if TYPE_CHECKING:
     from cluster.run import Run
 
-POLICIES = ("bc", "pmpo", "filtered_bc", "horizon_1", "shuffled", "random", "demonstrator")
+POLICIES = (
+    "bc",
+    "pmpo",
+    "filtered_bc",
+    "filtered_bc_return",
+    "scratch_bc",
+    "scratch_bc_success",
+    "scratch_bc_return",
+    "iql",
+    "horizon_1",
+    "shuffled",
+    "random",
+    "demonstrator",
+)
 TRAINED = ("tokenizer", "dynamics", "agent", "policy")
 DESCRIPTION = "Dreamer 4 in PyTorch and Ray: learn a world model from recordings, then learn to act inside it."
 SETTINGS = """settings: KEY=VALUE or --KEY VALUE, such as seed=1 dynamics.width=128 tokenizer.frame=[64,64,3];
@@ -91,6 +104,11 @@ def build_parser() -> argparse.ArgumentParser:
     verb.add_argument("--policy", choices=POLICIES, default="pmpo")
     verb.add_argument("--episodes", type=int, metavar="N", help="by default evaluation.episodes")
     verb.add_argument("--json", type=Path, metavar="FILE", help="write the result there as well")
+    add_run(verb)
+
+    verb = add("diagnose", diagnose, "which part of a run is the ceiling, against the real environment", settings=False)
+    verb.add_argument("--windows", type=int, default=256, metavar="N", help="validation windows, by default 256")
+    verb.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there as well")
     add_run(verb)
 
     verb = add("report", report, "write the report of a run again", settings=False)
@@ -231,6 +249,21 @@ def evaluate(options: argparse.Namespace) -> None:
         for name, value in measured.items():
             if not isinstance(value, list | dict):
                 print(f"{name:14} {value:.4g}" if isinstance(value, float) else f"{name:14} {value}")
+
+
+def diagnose(options: argparse.Namespace) -> None:
+    if options.windows < 1:
+        raise ConfigError(f"--windows must be at least 1, got {options.windows}")
+    from cluster.diagnosis import diagnose as diagnose_run
+    from cluster.diagnosis import print_diagnosis
+    from cluster.run import Run
+    from dreamer4.files import write_json
+
+    run = Run.attach(options.run)
+    found = diagnose_run(run, options.windows)
+    if options.json is not None:
+        write_json(options.json, found)
+    print_diagnosis(run.path, found)
 
 
 def report(options: argparse.Namespace) -> None:

@@ -1,0 +1,175 @@
+"""Which part of a trained agent is the ceiling: every part against the truth, up to what it rests on.
+
+For grid worlds whose recordings can be replayed. The policy dreams from validation contexts; then the same actions
+are played in the real environment from the same moments, so frames, rewards and ends of both are known step by step.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from actors.inspector import SHOWN
+from actors.lens import ROWS, Lens
+from actors.measures import mean_and_error, mean_or_nan, tiles_in, to_bytes
+from actors.replay import Outcome, Replay
+from actors.windows import Continuations, Windows
+from dreamer4.envs.minigrid import Tile, classify
+from dreamer4.heads import PolicyHead
+from dreamer4.imagination import Dream
+
+AGENT = "agent"
+SCENERY = ("empty", "wall")
+
+
+def right(guess_HWC: np.ndarray, real_HWC: np.ndarray, among: frozenset[str]) -> tuple[bool, bool, bool]:
+    """Whether a frame shows the agent in its cell and direction, all items where and as they are, and every tile."""
+    guess, real = (_cells(classify(frame, among)) for frame in (guess_HWC, real_HWC))
+    poses = [[(cell, tile) for cell, tile in tiles.items() if tile[0].startswith(AGENT)] for tiles in (guess, real)]
+    pose = [(cell, tile[1]) for cell, tile in poses[0]] == [(cell, tile[1]) for cell, tile in poses[1]]
+    return pose, _items(guess) == _items(real), guess == real
+
+
+def shares(truths_N3: list[tuple[bool, bool, bool]]) -> dict[str, float]:
+    """How often each was right, by name; not a number of nothing."""
+    means = np.mean(truths_N3, axis=0).tolist() if truths_N3 else [float("nan")] * 3
+    return dict(zip(("pose", "items", "frame"), means, strict=True))
+
+
+def _cells(tiles: list[list[Tile]]) -> dict[tuple[int, int], Tile]:
+    return {(r, c): tile for r, row in enumerate(tiles) for c, tile in enumerate(row)}
+
+
+def _items(tiles: dict[tuple[int, int], Tile]) -> set[tuple[tuple[int, int], str]]:
+    """What lies where, under the agent too; the carried item lies in its corner."""
+    found = {(cell, name.removeprefix(f"{AGENT} on ")) for cell, (name, _) in tiles.items()}
+    return {(cell, name) for cell, name in found if name not in (AGENT, *SCENERY)}
+
+
+def ranks(values_N: np.ndarray) -> np.ndarray:
+    """0 to N - 1 in ascending order; equal values share their mean rank."""
+    _, index_N, counts = np.unique(values_N, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts) - 1
+    return (last - (counts - 1) / 2)[index_N]
+
+
+def correlation(a_N: np.ndarray, b_N: np.ndarray) -> float:
+    """Of two rows of numbers; not a number where one of them doesn't vary."""
+    return float(np.corrcoef(a_N, b_N)[0, 1]) if len(a_N) > 1 and a_N.std() > 0 and b_N.std() > 0 else float("nan")
+
+
+class Diagnosis:
+    """Measures tokenizer, world model, heads and values on the same contexts.
+
+    Args:
+        lens: the models, and how they are sampled; dreams are as long as its imagination's horizon.
+        policies: whose actions are dreamt and replayed, by name.
+        returns: of the same policies in the real environment, by name, where they are known.
+    """
+
+    def __init__(
+        self,
+        lens: Lens,
+        windows: Windows,
+        replay: Replay,
+        policies: Mapping[str, PolicyHead],
+        discount: float,
+        returns: Mapping[str, float] | None = None,
+    ):
+        self.lens, self.windows, self.replay = lens, windows, replay
+        self.policies, self.discount, self.returns = dict(policies), discount, dict(returns or {})
+        self.dataset, self.horizon = replay.dataset, lens.imagination.horizon
+
+    def measure(self, count: int, steps: tuple[int, ...] = (1, 4, 16)) -> dict[str, Any]:
+        """Everything, on up to `count` windows; shares of windows after each of `steps` imagined ones."""
+        windows = self.windows.uniform("diagnosis", count, self.horizon)
+        self.among = tiles_in(self.dataset.frames.take(np.unique(windows.context_NC)))
+        by_policy = {name: self._replayed(policy, windows, steps) for name, policy in self.policies.items()}
+        return {"tokenizer": self._tokenizer(windows), "policies": by_policy, "ranking": self._ranking(by_policy)}
+
+    def _tokenizer(self, windows: Continuations) -> dict[str, Any]:
+        """What is left of real frames after they went through the tokenizer."""
+        real: list[np.ndarray] = []
+        coded: list[np.ndarray] = []
+        for _, part in windows.parts(ROWS):
+            context = self.lens.clip(part.context_NC)
+            coded.append(to_bytes(self.lens.decode(context.latents_BTSD, context.segment_BT)[:, -1]))
+            real.append(self.dataset.frames.take(part.context_NC[:, -1]))
+        truths = [right(*pair, self.among) for pair in zip(np.concatenate(coded), np.concatenate(real), strict=True)]
+        return {"n": len(truths), **shares(truths)}
+
+    def _replayed(self, policy: PolicyHead, windows: Continuations, steps: tuple[int, ...]) -> dict[str, Any]:
+        """A policy's dreams against the same actions in the real environment."""
+        dreams, frames = [], []
+        for (_, part), dream in zip(windows.parts(ROWS), self.lens.dreams("diagnosis", windows, policy), strict=True):
+            dreams.append(dream)
+            frames.append(to_bytes(self.lens.decode_after(self.lens.clip(part.context_NC), dream.latents_BTSD)))
+        imagined = np.concatenate(frames)
+        actions = torch.cat([dream.act_out_BTA for dream in dreams]).cpu().numpy()
+        outcome = self.replay.outcome(windows.context_NC[:, -1], actions)
+        last = self.dataset.frames.take(windows.context_NC[:, -1])
+        found: dict[str, Any] = {"dynamics": self._dynamics(imagined, outcome, last, steps)}
+        found |= self._heads(dreams, outcome)
+        shown = slice(SHOWN)
+        frames = {"last": last[shown], "real": outcome.frames_NHHWC[shown], "known": outcome.known_NH[shown]}
+        return {**found, "frames": {**frames, "imagined": imagined[shown]}}
+
+    def _dynamics(
+        self, imagined: np.ndarray, outcome: Outcome, last: np.ndarray, steps: tuple[int, ...]
+    ) -> dict[str, dict[str, float]]:
+        found = {}
+        for step in (step for step in steps if step <= self.horizon):
+            known = np.flatnonzero(outcome.known_NH[:, step - 1])
+            real = outcome.frames_NHHWC[known, step - 1]
+            truths = [right(*pair, self.among) for pair in zip(imagined[known, step - 1], real, strict=True)]
+            copies = [right(*pair, self.among) for pair in zip(last[known], real, strict=True)]
+            found[str(step)] = {
+                "n": len(known),
+                **shares(truths),
+                **{f"copy_{name}": share for name, share in shares(copies).items()},
+            }
+        return found
+
+    def _heads(self, dreams: list[Dream], outcome: Outcome) -> dict[str, Any]:
+        """Rewards, ends and discounted returns, as they were dreamt and as they were."""
+        reward, goes_on = (
+            torch.cat([getattr(dream, name) for dream in dreams]).float().cpu().numpy()
+            for name in ("reward_BT", "continue_BT")
+        )
+        known, paid, terminal = outcome.known_NH, outcome.reward_NH > 0, outcome.terminal_NH
+        alive = np.concatenate([np.ones_like(goes_on[:, :1]), np.cumprod(goes_on, axis=1)[:, :-1]], axis=1)
+        powers = self.discount ** np.arange(self.horizon)
+        imagined, real = (reward * alive * powers).sum(axis=1), (outcome.reward_NH * powers).sum(axis=1)
+        return {
+            "reward": {
+                "n_paid": int(paid.sum()),
+                "real_when_paid": mean_or_nan(outcome.reward_NH[paid]),
+                "imagined_when_paid": mean_or_nan(reward[paid]),
+                "imagined_otherwise": mean_or_nan(reward[known & ~paid]),
+            },
+            "continues": {
+                "n_terminal": int(terminal.sum()),
+                "terminal": mean_or_nan(goes_on[terminal]),
+                "other": mean_or_nan(goes_on[known & ~terminal]),
+            },
+            "returns": {
+                "n": len(real),
+                "imagined": mean_and_error(imagined),
+                "real": mean_and_error(real),
+                "correlation": correlation(imagined, real),
+            },
+        }
+
+    def _ranking(self, by_policy: Mapping[str, Any]) -> dict[str, Any]:
+        """Whether imagination orders the policies as reality does: rank correlations over the policies."""
+        names = [name for name in by_policy if name in self.returns]
+        imagined = np.array([by_policy[name]["returns"]["imagined"]["mean"] for name in by_policy])
+        replayed = np.array([by_policy[name]["returns"]["real"]["mean"] for name in by_policy])
+        played = np.array([self.returns[name] for name in names])
+        of_names = np.array([by_policy[name]["returns"]["imagined"]["mean"] for name in names])
+        return {
+            "policies": len(by_policy),
+            "same_moments": correlation(ranks(imagined), ranks(replayed)),
+            "whole_episodes": correlation(ranks(of_names), ranks(played)) if names else float("nan"),
+        }

@@ -1,0 +1,76 @@
+import numpy as np
+import pytest
+
+from actors.collector import Collector
+from actors.diagnosis import correlation, ranks, right
+from actors.measures import tiles_in
+from actors.replay import Replay
+from dreamer4.data.episodes import EpisodeDataset
+from dreamer4.data.writer import DatasetWriter
+from dreamer4.envs.planners import Mixture
+from dreamer4.envs.registry import spec
+from dreamer4.errors import DataError
+
+NAME = "MiniGrid-DoorKey-5x5-Hurry-v0"
+RIGHT, FORWARD = 1, 2
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> EpisodeDataset:
+    folder, env = tmp_path_factory.mktemp("recorded"), spec(NAME)
+    with DatasetWriter(folder, NAME, env.frame_shape, env.actions, env.tasks) as writer:
+        for episode in Collector(NAME, Mixture(0.0), seed=3).collect(0, 12):
+            writer.add(episode)
+    return EpisodeDataset.open(folder)
+
+
+def moments(dataset: EpisodeDataset, position: int) -> np.ndarray:
+    return dataset.starts_E + position
+
+
+def test_recorded_actions_lead_to_the_recorded_frames_rewards_and_ends(recorded):
+    steps, episodes = 9, [recorded.episode(number) for number in range(12)]
+    actions = np.stack([episode.act_out_TA[10 : 10 + steps] for episode in episodes])
+    outcome = Replay(recorded, NAME, 3).outcome(moments(recorded, 10), actions)
+    for number, episode in enumerate(episodes):
+        n = min(steps, episode.length - 11)
+        assert np.array_equal(outcome.frames_NHHWC[number, :n], episode.frames_THWC[11 : 11 + n])
+        assert outcome.reward_NH[number, :n] == pytest.approx(episode.reward_T[11 : 11 + n])
+        assert outcome.known_NH[number, :n].all()
+        assert outcome.terminal_NH[number].any() == (episode.terminal and episode.length <= 11 + steps)
+        assert (outcome.known_NH[number].sum() < steps) == outcome.terminal_NH[number, :-1].any()
+
+
+def test_other_actions_lead_elsewhere(recorded):
+    turned, straight = (
+        Replay(recorded, NAME, 3).outcome(moments(recorded, 0), np.full((12, 2, 1), action))
+        for action in (RIGHT, FORWARD)
+    )
+    assert not np.array_equal(turned.frames_NHHWC, straight.frames_NHHWC)
+
+
+def test_time_limit_ends_nothing(recorded):
+    outcome = Replay(recorded, NAME, 3).outcome(moments(recorded, 0), np.full((12, 60, 1), RIGHT))
+    assert outcome.known_NH.all() and not outcome.terminal_NH.any()
+
+
+def test_recordings_of_another_seed_are_refused(recorded):
+    with pytest.raises(DataError, match="does not repeat episode"):
+        Replay(recorded, NAME, 4).outcome(moments(recorded, 5), np.zeros((12, 1, 1)))
+
+
+def test_what_a_frame_gets_right_is_told_apart(recorded):
+    episode = recorded.episode(0)
+    among, frame = tiles_in(episode.frames_THWC), episode.frames_THWC[0]
+    assert right(frame, frame, among) == (True, True, True)
+    turned = Replay(recorded, NAME, 3).outcome(moments(recorded, 0)[:1], np.full((1, 1, 1), RIGHT)).frames_NHHWC[0, 0]
+    assert right(turned, frame, among) == (False, True, False)
+    lost = frame.copy()
+    lost[24:32, 24:32] = frame[8:16, 24:32]  # floor instead of the goal
+    assert right(lost, frame, among) == (True, False, False)
+
+
+def test_ranks_of_equal_values_are_shared_and_correlation_is_of_ranks():
+    assert ranks(np.array([3.0, 1.0, 3.0, 2.0])).tolist() == [2.5, 0, 2.5, 1]
+    assert correlation(ranks(np.array([1.0, 5.0, 90.0])), ranks(np.array([0.1, 0.2, 0.3]))) == pytest.approx(1)
+    assert np.isnan(correlation(np.ones(3), np.arange(3.0)))
