@@ -7,7 +7,7 @@ description is docs/data-format.md.
 
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -18,6 +18,7 @@ import pyarrow as pa
 from dreamer4.actions import ActionSpace
 from dreamer4.data.codecs import Codec
 from dreamer4.data.storage import Folder
+from dreamer4.data.sums import alike, statistics_of
 from dreamer4.errors import DataError
 
 FORMAT = "dreamer4-episodes"
@@ -97,6 +98,11 @@ class Recording:
         space = ActionSpace.from_json(record["actions"])
         codec = Codec(**record["codec"])
         return cls(record["env"], (height, width, channels), space, tuple(record["tasks"]), codec)
+
+    @property
+    def crc32(self) -> int:
+        """Of its JSON: a manifest has no file beside it that could prove names and action space wrong."""
+        return zlib.crc32(json.dumps(self.to_json(), sort_keys=True).encode())
 
     def difference(self, other: "Recording") -> str | None:
         """The first field in which two recordings differ, with both values; None if they fit."""
@@ -184,39 +190,15 @@ class Manifest:
 
     @property
     def statistics(self) -> dict[str, Any]:
-        """Over episodes: mean and standard deviation of the return, share of successes, mean length in frames. Over
-        frames: share of known actions, mean and standard deviation of actions by column and of pixels by channel. Of
-        video: the peak signal-to-noise ratio in dB.
-        """
-        count, known = max(self.episodes, 1), sum(shard.known for shard in self.shards)
-        mean, std = _moments(count, [[s.return_sum] for s in self.shards], [[s.return_square_sum] for s in self.shards])
-        actions = _moments(known, [s.action_sum for s in self.shards], [s.action_square_sum for s in self.shards])
-        pixels = _moments(
-            sum(s.pixels for s in self.shards),
-            [s.pixel_sum for s in self.shards],
-            [s.pixel_square_sum for s in self.shards],
-        )
-        found = {
-            "return_mean": mean[0],
-            "return_std": std[0],
-            "success_share": sum(shard.successes for shard in self.shards) / count,
-            "length_mean": self.frames / count,
-            "known_share": known / max(self.frames, 1),
-            "action_mean": actions[0],
-            "action_std": actions[1],
-            "pixel_mean": pixels[0],
-            "pixel_std": pixels[1],
-        }
-        if chunks := sum(shard.error_chunks for shard in self.shards):
-            error = sum(shard.error_sum for shard in self.shards) / chunks
-            found["psnr_db"] = float(-10 * np.log10(max(error, 1e-12)))
-        return found
+        """See `dreamer4.data.sums`."""
+        return statistics_of(self.shards)
 
     def to_json(self) -> dict[str, Any]:
         return {
             "format": FORMAT,
             "version": self.version,
             **self.recording.to_json(),
+            "recording_crc32": self.recording.crc32,
             "episodes": self.episodes,
             "frames": self.frames,
             "statistics": self.statistics,
@@ -237,16 +219,14 @@ class Manifest:
                 f"'{path}' says {totals[0]} episodes and {totals[1]} frames, "
                 f"its shards hold {manifest.episodes} and {manifest.frames}"
             )
+        if record.get("recording_crc32") != manifest.recording.crc32:
+            raise DataError(f"'{path}' is damaged: its description of the recordings doesn't have its checksum")
+        if not alike(record.get("statistics"), manifest.shards):
+            raise DataError(f"'{path}' is damaged: its statistics are not those of the sums of its shards")
+        firsts = np.cumsum([0, *(shard.episodes for shard in manifest.shards)])[:-1].tolist()
+        if firsts != [shard.first_episode for shard in manifest.shards]:
+            raise DataError(f"'{path}' is damaged: the numbers of its shards' first episodes don't continue each other")
         return manifest
-
-
-def _moments(
-    count: int, sums: Sequence[Sequence[float]], squares: Sequence[Sequence[float]]
-) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation per column, from sums per shard."""
-    mean = np.sum(np.array(sums, np.float64), axis=0) / max(count, 1)
-    square = np.sum(np.array(squares, np.float64), axis=0) / max(count, 1)
-    return mean.tolist(), np.sqrt(np.maximum(square - mean**2, 0)).tolist()
 
 
 def read_manifest(folder: Folder, name: str, version: int) -> dict[str, Any]:

@@ -7,6 +7,7 @@ row that frame was not recorded, so its reward is added to the last frame's, and
 
 import io
 import json
+import re
 from collections.abc import Iterator
 from fractions import Fraction
 from functools import cached_property
@@ -30,6 +31,7 @@ from dreamer4.errors import DataError
 
 DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
+PATTERN = r"[^{}]*(\{\w+(:0?\d{1,2}d)?\}[^{}]*)*"
 LONGEST = 10_000_000  # rows of an episode
 
 
@@ -163,8 +165,10 @@ class LeRobotImporter(Importer):
         chunk, number = entry[f"{place}/chunk_index"], entry[f"{place}/file_index"]
         pattern = self.info.get(name) or usual
         try:
+            if not re.fullmatch(PATTERN, pattern):  # a width of a thousand million would be filled
+                raise ValueError("numbers have at most 99 digits")
             path = pattern.format(video_key=self.camera, chunk_index=chunk, file_index=number)
-        except (KeyError, IndexError, ValueError, AttributeError) as error:
+        except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
             raise DataError(f"'{self.root / 'meta' / 'info.json'}': '{name}' is {pattern!r}: {error}") from error
         if Path(path).is_absolute() or ".." in Path(path).parts:
             raise DataError(f"'{self.root / 'meta' / 'info.json'}': '{name}' leads out of the dataset: {path}")

@@ -188,7 +188,8 @@ def test_index_that_contradicts_its_shard_is_found(tmp_path, monkeypatch):
 
 def test_sums_of_the_manifest_are_compared(folder):
     manifest = read_json(folder / MANIFEST)
-    manifest["shards"][0]["known"] += 1
+    manifest["shards"][0]["successes"] += 1
+    manifest["statistics"]["success_share"] += 1 / manifest["episodes"]
     write_json(folder / MANIFEST, manifest)
     found = validate(folder)
     assert list(kinds(found)) == ["statistics"] and sum(map(len, found.good)) == 16
