@@ -65,6 +65,12 @@ def query_scale(size: int, soft_cap: float | None) -> float:
     return size**-0.5 / (soft_cap or 1.0)
 
 
+def inverse_rms(x: Tensor) -> Tensor:
+    """One over the root mean square of the last axis, `[..., 1]`, at least in fp32; read from memory once."""
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
+    return norm.square_().mul_(1 / x.shape[-1]).add_(EPSILON).rsqrt_()
+
+
 @dataclass
 class Turn:
     """Rotation of normalised queries and keys `[..., H, K]` by their positions, the learned gains included."""
@@ -97,11 +103,10 @@ class Turn:
         """Normalises and turns queries and keys `[..., H, K]`."""
         half = x.shape[-1] // 2
         x = x.to(self.cos.dtype)
-        scale = (x.square().mean(dim=-1, keepdim=True) + EPSILON).rsqrt_()
         turned = x * self.cos
         turned[..., :half].addcmul_(x[..., half:], self.sin[..., :half])
         turned[..., half:].addcmul_(x[..., :half], self.sin[..., half:])
-        return turned.mul_(scale)
+        return turned.mul_(inverse_rms(x))
 
 
 def weigh(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, soft_cap: float | None) -> Tensor:

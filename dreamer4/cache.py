@@ -5,7 +5,9 @@ Keys are stored rotated by that counter; attention only sees differences of it. 
 place belongs to the frame that is looked at, so that attention reads what it may see in one piece, without a copy.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,6 +34,7 @@ class TimeCache:
     broken: int = 0  # commits until all rows see all filled places again
     static: bool = False  # the same shapes in every pass, and nothing that the host has to know
     turns: list[Turn] = field(default_factory=list)  # of the next frame, per time layer
+    kernels: tuple[Callable[..., Any], Callable[..., Any]] | None = None  # of space and time layers, if compiled
 
     def __post_init__(self) -> None:
         self.turns = self.turns or self.time_turns(1)
@@ -85,7 +88,7 @@ class TimeCache:
 
     def seen(self) -> slice:
         """The places that a pass of one frame reads: its own, and the filled ones."""
-        return slice(1 + (self.slots if self.static else self.filled))
+        return slice(0, 1 + (self.slots if self.static else self.filled))
 
     def mask(self) -> Tensor | None:
         """`[B, 1, 1, places]` for a pass of one frame: which of these places a row sees; None = all."""
@@ -122,10 +125,12 @@ class TimeCache:
         else:
             self.valid_BC.scatter_(1, place_BT, True)
         self.position_B += length
+        self._refresh()
+        if self.static:
+            return
         self.filled = min(self.slots, self.filled + length)
         cut = segment_BT is not None and (segment_BT.device.type != "cpu" or bool(segment_BT.any()))
         self.broken = self.slots if cut else max(0, self.broken - length)
-        self._refresh()
 
     def _refresh(self) -> None:
         for old, new in zip(self.turns, self.time_turns(1), strict=True):

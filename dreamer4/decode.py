@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from dreamer4.attention import Turn, query_scale, weigh
+from dreamer4.attention import Turn, inverse_rms, query_scale, weigh
 from dreamer4.cache import TimeCache
 
 if TYPE_CHECKING:
-    from dreamer4.transformer import Attention, Layer, Transformer
+    from dreamer4.transformer import Attention, Layer, RMSNorm, Transformer
 
 # Which slots of a frame see which: pairs of (queries, keys), in the order of the slots.
 Sight = Sequence[tuple[slice, slice]]
@@ -41,7 +42,7 @@ def project(attention: "Attention", x: Tensor, turn: Turn) -> tuple[Tensor, Tens
 def through_space(layer: "Layer", x_XSM: Tensor, turn: Turn, sight: Sight, out: slice) -> Tensor:
     """Slots `out` behind a space layer, of frames `[X, S, M]`."""
     attention = layer.attention
-    q, k, v = (part.transpose(1, 2) for part in project(attention, layer.attention_norm(x_XSM), turn))
+    q, k, v = (part.transpose(1, 2) for part in project(attention, normalised(layer.attention_norm, x_XSM), turn))
     attended = []
     for queries, keys in sight:
         own = slice(max(queries.start, out.start), min(queries.stop, out.stop))
@@ -57,8 +58,8 @@ def through_time(
     x_BTSM: Tensor,
     turn: Turn,
     mask: Tensor | None,
-    cache: TimeCache,
-    index: int,
+    memory: Tensor,
+    seen: slice,
     here: slice,
     out: slice,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -66,19 +67,20 @@ def through_time(
 
     Args:
         mask: of `TimeCache.mask` for a pass of one frame, of `TimeCache.long_mask` for others.
+        memory: the layer's, of `TimeCache`.
+        seen: its places that are read; if the first one is, the frame's own keys are put there, else they are appended.
     """
     attention = layer.attention
-    tokens = project(attention, layer.attention_norm(x_BTSM), turn)
+    tokens = project(attention, normalised(layer.attention_norm, x_BTSM), turn)
     q, k, v = (part.permute(2, 0, 3, 1, 4) for part in tokens)  # [S, B, N, T, K]
     local = slice(out.start - here.start, out.stop - here.start)
     if out.start == out.stop:
         return x_BTSM[:, :, local], k, v
-    memory, seen = cache.memory[index], cache.seen()
-    if turn is cache.turns[index]:
+    if seen.start == 0:
         memory[0, here, :, :, :1], memory[1, here, :, :, :1] = k, v
         keys, values = memory[:, out, :, :, seen].unbind()
     else:
-        past = memory[:, out, :, :, 1 : seen.stop].to(v.dtype)
+        past = memory[:, out, :, :, seen].to(v.dtype)
         keys, values = (torch.cat(parts, dim=-2) for parts in zip(past.unbind(), (k[local], v[local]), strict=True))
     if mask is not None:
         mask = mask.expand(keys.shape[0], *mask.shape).flatten(0, 1)
@@ -89,7 +91,15 @@ def through_time(
 
 
 def feed_forward(layer: "Layer", x: Tensor) -> Tensor:
-    return x + layer.mlp(layer.mlp_norm(x))
+    gate, value = layer.mlp.up(normalised(layer.mlp_norm, x)).chunk(2, dim=-1)
+    return x + layer.mlp.down(F.silu(gate).mul_(value))
+
+
+def normalised(norm: "RMSNorm", x: Tensor) -> Tensor:
+    """As the module does it; on CPUs, where torch makes six kernels of it, in fewer."""
+    if x.device.type != "cpu" or x.dtype != norm.gain.dtype:
+        return norm(x)
+    return (x * inverse_rms(x).to(x.dtype)).mul_(norm.gain)
 
 
 def needed(time_layers: Sequence[bool], wanted: slice, slots: int, commit: bool) -> list[slice]:
@@ -126,19 +136,21 @@ def follow(
     one = length == 1 and segment_BT is None
     turns = cache.turns if one else cache.time_turns(length)
     mask = cache.mask() if one else cache.long_mask(segment_BT, length)
+    seen = cache.seen() if one else slice(1, cache.seen().stop)
+    space, time = (cache.kernels if one else None) or (through_space, through_time)
     here, index, space_turns = slice(0, slots), 0, iter(cache.space_turns)
     layers = cast("list[Layer]", list(transformer.layers))
     outputs = needed(transformer.is_time, wanted, slots, commit)
     for layer, is_time, out in zip(layers, transformer.is_time, outputs, strict=True):
         if is_time:
-            x_BTSM, k, v = through_time(layer, x_BTSM, turns[index], mask, cache, index, here, out)
+            x_BTSM, k, v = time(layer, x_BTSM, turns[index], mask, cache.memory[index], seen, here, out)
             if commit:
                 cache.write(index, k, v)
             index += 1
         else:
-            x_XSM = through_space(layer, x_BTSM.flatten(0, 1), next(space_turns)[:slots], sight, out)
+            x_XSM = space(layer, x_BTSM.flatten(0, 1), next(space_turns)[:slots], sight, out)
             x_BTSM = x_XSM.unflatten(0, (batch, length))
         here = out
     if commit:
         cache.advance(segment_BT, length)
-    return transformer.norm(x_BTSM)
+    return normalised(transformer.norm, x_BTSM)

@@ -4,6 +4,7 @@ Both take the same steps with the same cache (paper, sections 3.2 and 3.3): a fr
 to the context's signal level once, and committed; the commit pass is what later frames see and where h_t is read.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -56,6 +57,9 @@ def noise_like(x: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(x.shape, generator=generator, device=generator.device).to(x.device, non_blocking=True)
 
 
+Frame = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None]]
+
+
 class WorldStream:
     """A batch of streams through the frozen world model: `observe` real latents or `generate` imagined ones.
 
@@ -71,8 +75,10 @@ class WorldStream:
         batch: int,
         task_B: Tensor | None,
     ):
-        self.dynamics, self.shortcut, self.config, self.task_B = dynamics, shortcut, config, task_B
+        self.dynamics, self.shortcut, self.config = dynamics, shortcut, config
+        self.task_B = None if task_B is None else task_B.clone()
         self.cache: TimeCache = dynamics.init_cache(batch, agent=task_B is not None)
+        self.run: Frame = self.frame  # or the same, compiled: see `dreamer4.engine`
 
     def _pass(
         self,
@@ -105,15 +111,12 @@ class WorldStream:
         noised = corrupt(latents_BTSD, noise_BTSD, tau)
         return self._pass(noised, level, step, act_in_BTA, known_BT, segment_BT, True, predict=False).features_BTM
 
-    def generate(self, act_in_BA: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        """The next frame `[B, 1, S, D]` after an action, committed, and its features `[B, 1, M]`.
+    def frame(self, act_in_BA: Tensor, noise_B1SD: Tensor, context_noise_B1SD: Tensor) -> tuple[Tensor, Tensor | None]:
+        """`generate` with the noise given: where the frame starts from, and that of its commit.
 
         Denoising passes read the cache and never change it.
         """
-        config = self.dynamics.config
         act_in, known = act_in_BA[:, None], torch.ones_like(act_in_BA[:, :1], dtype=torch.bool)
-        shape = (act_in_BA.shape[0], 1, config.latents, config.channels)
-        noise = noise_like(act_in_BA.new_empty(shape), generator)
         features: list[Tensor | None] = []
 
         def denoise(z: Tensor, tau_idx: Tensor, step_idx: Tensor) -> Tensor:
@@ -122,11 +125,23 @@ class WorldStream:
             features.append(output.features_BTM)
             return output.clean_BTSD
 
-        latents = sample_frame(denoise, noise, self.config.sampling_steps, self.shortcut.k_max)
-        context_noise = noise_like(latents, generator)  # drawn in both modes, so that they compare on equal noise
+        latents = sample_frame(denoise, noise_B1SD, self.config.sampling_steps, self.shortcut.k_max)
         if self.config.features == "denoise":
             return latents, features[-1]
-        return latents, self.observe(latents, act_in, known, context_noise)
+        return latents, self.observe(latents, act_in, known, context_noise_B1SD)
+
+    def generate(self, act_in_BA: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """The next frame `[B, 1, S, D]` after an action, committed, and its features `[B, 1, M]`."""
+        config = self.dynamics.config
+        like = act_in_BA.new_empty((act_in_BA.shape[0], 1, config.latents, config.channels))
+        # The second noise is drawn in both modes of `features`, so that they compare on equal noise.
+        return self.run(act_in_BA, noise_like(like, generator), noise_like(like, generator))
+
+    def restart(self, task_B: Tensor | None) -> None:
+        """All streams start anew, with these tasks: as good as new ones, and as fast as these have become."""
+        self.cache.reset(torch.ones_like(self.cache.position_B, dtype=torch.bool))
+        if self.task_B is not None and task_B is not None:
+            self.task_B.copy_(task_B)
 
 
 @torch.no_grad()
@@ -140,6 +155,7 @@ def imagine(
     generator: torch.Generator,
     played_BTA: Tensor | None = None,
     shuffle_actions: bool = False,
+    stream: WorldStream | None = None,
 ) -> Dream:
     """Rolls the world model out from the end of every context, one rollout per context (section 3.3).
 
@@ -148,10 +164,15 @@ def imagine(
         context: clip of latents; the task of its last frame holds along the rollout.
         played_BTA: `[B, H, A]` actions to play instead of the policy's, to compare with reality.
         shuffle_actions: negative control; the world model gets the actions of another trajectory.
+        stream: one of this batch and config to start anew, where making and warming up another one would take long.
     """
     if context.latents_BTSD is None:
         raise DataError("imagination starts from a clip of latents, got one of frames: give the sampler the latents")
-    stream = WorldStream(dynamics, shortcut, config, context.batch, context.task_BT[:, -1])
+    task_B = context.task_BT[:, -1]
+    if stream is None:
+        stream = WorldStream(dynamics, shortcut, config, context.batch, task_B)
+    else:
+        stream.restart(task_B)
     latents = context.latents_BTSD
     observed = stream.observe(
         latents, context.act_in_BTA, context.act_in_known_BT, noise_like(latents, generator), context.segment_BT

@@ -147,3 +147,62 @@ def test_streaming_under_autocast_equals_the_batch_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         difference = (stream(model, x, [1] * 9) - run(model, x)).abs().max()
     assert difference < 0.1
+
+
+def test_rows_are_as_good_as_new_after_a_reset():
+    """A row that starts anew computes the bits of a fresh stream of its own, whatever its neighbour has seen."""
+    model, x = model_of(2), normal(2, 9, SLOTS, 16)
+    old, new = past(model, 2), past(model, 2)
+    run(model, x[:, :5], cache=old, commit=True)
+    old.reset(torch.tensor([True, True]))
+    for t in range(5, 9):
+        outputs = [run(model, x[:, t : t + 1], cache=cache, commit=True) for cache in (old, new)]
+        assert torch.allclose(*outputs, atol=1e-6)
+    assert torch.equal(old.position_B, new.position_B)
+
+
+def test_rows_have_clocks_of_their_own():
+    """Rows that began at different times, one of them far along, each compute what they would alone."""
+    model, x = model_of(2), normal(2, 12, SLOTS, 16)
+    cache = past(model, 2)
+    for t in range(12):
+        cache.reset(torch.tensor([t == 7, t == 2]))
+        out = run(model, x[:, t : t + 1], cache=cache, commit=True)
+    assert cache.position_B.tolist() == [5, 10]
+    assert torch.allclose(out[:1, -1], run(model, x[:1, 7:])[:, -1], atol=1e-5)
+    assert torch.allclose(out[1:, -1], run(model, x[1:, 2:])[:, -1], atol=1e-5)
+
+
+@pytest.mark.parametrize("soft_cap", [50.0, None])
+def test_static_shapes_change_nothing_but_the_places_that_are_masked(soft_cap: float | None):
+    """What a recording needs: places without a frame are read from the first frame on, and count for nothing."""
+    model, x = model_of(2, soft_cap), normal(2, 9, SLOTS, 16)
+    cache, out = past(model, 2), []
+    cache.static = True
+    for t in range(9):
+        out.append(run(model, x[:, t : t + 1], cache=cache, commit=True))
+    assert torch.allclose(torch.cat(out, dim=1), run(model, x), atol=1e-5)
+
+
+def test_only_the_wanted_slots_come_out_and_all_are_remembered():
+    model, x = model_of(2), normal(2, 6, SLOTS, 16)
+    whole, part = past(model, 2), past(model, 2)
+    for t in range(6):
+        frame = x[:, t : t + 1]
+        looked = run(model, frame, cache=part, wanted=slice(1, 2))
+        expected = run(model, frame, cache=whole, commit=True)
+        assert torch.allclose(looked, expected[:, :, 1:2], atol=1e-6)
+        assert torch.allclose(
+            run(model, frame, cache=part, commit=True, wanted=slice(2, 3)), expected[:, :, 2:], atol=1e-6
+        )
+    assert all(torch.allclose(*pair, atol=1e-6) for pair in zip(whole.keys, part.keys, strict=True))
+
+
+def test_sight_is_a_mask():
+    """Slots that see less than others are computed apart; the control sees what they don't."""
+    model, x = model_of(1), normal(1, 3, SLOTS, 16)
+    sight = [(slice(0, 2), slice(0, 2)), (slice(2, 3), slice(0, 3))]
+    mask = torch.tensor([[True, True, False], [True, True, False], [True, True, True]])
+    streamed = run(model, x, cache=past(model, 1), sight=sight)
+    assert torch.allclose(streamed, run(model, x, space_mask_SS=mask), atol=1e-5)
+    assert not torch.allclose(streamed, run(model, x), atol=1e-2)
