@@ -8,7 +8,7 @@ from cluster.settings import override
 from dreamer4.agent import HeadsConfig
 from dreamer4.dynamics import DynamicsConfig, check_shortcut
 from dreamer4.envs.planners import Mixture
-from dreamer4.envs.registry import EnvSpec, spec
+from dreamer4.envs.registry import EnvSpec, playable, spec
 from dreamer4.errors import ConfigError
 from dreamer4.imagination import ImaginationConfig
 from dreamer4.shortcut import ShortcutConfig
@@ -28,6 +28,7 @@ COMPUTED = ("dynamics.latents", "dynamics.channels", "dynamics.actions", "dynami
 
 @dataclass(frozen=True)
 class DataConfig:
+    source: str | None = None  # a finished dataset, folder or URL, as `data import` makes; none: recordings are made
     frames: int = 60_000  # to record, in whole episodes
     shard_frames: int = 10_000  # per Arrow file
     codec: Literal["auto", "raw", "zstd", "h264"] = "raw"  # how frames are kept; auto: by their size
@@ -109,6 +110,13 @@ class RunConfig:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     resources: ResourceConfig = field(default_factory=ResourceConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+    @property
+    def judged(self) -> tuple[str, ...]:
+        """Policies that are played, in the order of tables: none without an environment, and nobody knows who made the
+        recordings of others."""
+        baselines = ("random", "demonstrator") if self.data.source is None else ("random",)
+        return (*baselines, "bc", *self.controls, "pmpo") if playable(self.env) else ()
 
     def __post_init__(self) -> None:
         """Raises `ConfigError` on combinations that can't work; each section has checked itself."""
@@ -239,12 +247,15 @@ def resolve(config: RunConfig, env: EnvSpec | None = None) -> RunConfig:
     """Fills in the sizes of the world model that tokenizer and environment fix.
 
     Args:
-        env: what the environment gives and takes; by default looked up under `config.env`.
+        env: what the environment gives and takes; by default that of the recordings in `data.source`, or else looked up
+            under `config.env`.
 
     Raises:
-        ConfigError: the environment is unknown, or the tokenizer is not made for it.
+        ConfigError: the environment is unknown or not that of the recordings, or the tokenizer is not made for it.
+        DataError: there are no recordings in `data.source`.
     """
-    env = spec(config.env) if env is None else env
+    if env is None:
+        env = spec(config.env) if config.data.source is None else recorded(config.data.source, config.env)
     tokenizer = config.tokenizer
     if tuple(env.frame_shape) != tokenizer.frame:
         shape = ",".join(str(size) for size in env.frame_shape)
@@ -266,6 +277,21 @@ def resolve(config: RunConfig, env: EnvSpec | None = None) -> RunConfig:
         tasks=len(env.tasks),
     )
     return replace(config, dynamics=dynamics)
+
+
+def recorded(source: str, name: str) -> EnvSpec:
+    """What the recordings in `source` show and hold. If the environment `name` can be played, they have to be of it."""
+    from dreamer4.data.schema import Manifest
+    from dreamer4.data.storage import folder_at
+
+    recording = Manifest.read(folder_at(source)).recording
+    env = EnvSpec(name, recording.frame, recording.actions, recording.tasks)
+    if playable(name) and (spec(name).frame_shape, spec(name).actions) != (env.frame_shape, env.actions):
+        raise ConfigError(
+            f"'{source}' holds recordings of '{recording.env}', whose frames or actions are not those of '{name}': set "
+            "env to theirs; one that can't be played here is fine, policies are then not evaluated"
+        )
+    return env
 
 
 def configure(base: RunConfig, assignments: Iterable[str]) -> RunConfig:

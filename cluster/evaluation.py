@@ -15,8 +15,6 @@ from cluster.placement import result, worker
 from cluster.run import Run
 from dreamer4.files import read_json, write_json
 
-BASELINES = ("random", "demonstrator")
-
 
 def build_policy(run: Run, name: str) -> Policy:
     """A policy as evaluators play it: `random`, `demonstrator`, `bc`, `pmpo` or a control.

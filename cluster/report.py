@@ -84,8 +84,8 @@ class Report:
         controls = self.run.config.controls
         stages = [stage for stage in STAGES if stage in controls or stage not in CONTROLS]
         missing = [f"stage {stage}" for stage in stages if finished(self.run.path, stage) is None]
-        expected = ("random", "demonstrator", "bc", *controls, "pmpo")
-        return missing + [f"evaluation of {label(name)}" for name in expected if name not in self.evaluations]
+        expected = [name for name in self.run.config.judged if name not in self.evaluations]
+        return missing + [f"evaluation of {label(name)}" for name in expected]
 
     def policies(self) -> str:
         """The final table."""

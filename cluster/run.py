@@ -80,8 +80,9 @@ class Run:
         self.close()
 
     @property
-    def data(self) -> Path:
-        return self.path / "data"
+    def data(self) -> str | Path:
+        """Where the recordings are: in the run, unless they were made elsewhere."""
+        return self.config.data.source or self.path / "data"
 
     @property
     def latents(self) -> Path:

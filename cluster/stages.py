@@ -13,7 +13,7 @@ from ray.exceptions import RayError
 from actors.collector import Collector
 from actors.encoder import Encoder
 from cluster.clock import Clock
-from cluster.evaluation import BASELINES, evaluate_policy
+from cluster.evaluation import evaluate_policy
 from cluster.improve import improve_policy
 from cluster.inspection import inspect
 from cluster.models import RunData, load_tokenizer
@@ -25,6 +25,7 @@ from cluster.telemetry import Progress
 from cluster.variants import VARIANTS
 from dreamer4.data.codecs import Codec
 from dreamer4.data.latents import finish_latents, latents_fingerprint, latents_finished, write_latents
+from dreamer4.data.schema import Manifest
 from dreamer4.data.shard_writer import ShardWriter
 from dreamer4.data.writer import finished_shard, merge_shards
 from dreamer4.envs.registry import spec
@@ -49,12 +50,13 @@ class Recorder:
     def make(self, index: int, episodes: int) -> float:
         """Records shard number `index`, unless it is there; returns the CPU seconds of it."""
         before = time.process_time()
-        if finished_shard(self.run.data, index) is None:
+        folder = Path(self.run.data)
+        if finished_shard(folder, index) is None:
             env = spec(self.run.config.env)
             first = index * episodes
             shape = (env.name, env.frame_shape, env.actions, env.tasks)
             codec = Codec.choose(self.run.config.data.codec, env.frame_shape)
-            with ShardWriter(self.run.data, *shape, index=index, first_episode=first, codec=codec) as writer:
+            with ShardWriter(folder, *shape, index=index, first_episode=first, codec=codec) as writer:
                 for episode in range(first, first + episodes):
                     writer.add(self.collector.episode(episode))
         return time.process_time() - before
@@ -121,7 +123,15 @@ def make_shards(
 
 
 def collect(run: Run) -> None:
-    """Records the demonstrator's episodes, shards side by side; as many as hold about `data.frames` frames."""
+    """Records the demonstrator's episodes, shards side by side; as many as hold about `data.frames` frames.
+
+    Recordings that were made elsewhere are only looked at.
+    """
+    if run.config.data.source is not None:
+        with Clock(run, "collect") as clock:
+            manifest = RunData(run).dataset.manifest
+        record_collected(run, manifest, clock.record())
+        return
     data, count = run.config.data, run.config.resources.collectors
 
     def build() -> Any:
@@ -131,7 +141,10 @@ def collect(run: Run) -> None:
     shards = -(-data.frames // data.shard_frames)
     episodes = max(1, round(data.frames / shards / result(actors[0].mean_length.remote())))
     times = make_shards(run, "collect", build, actors, shards, episodes)
-    manifest = merge_shards(run.data, shards)
+    record_collected(run, merge_shards(Path(run.data), shards), times)
+
+
+def record_collected(run: Run, manifest: Manifest, times: dict[str, float]) -> None:
     run.finish("collect", {"frames": manifest.frames, "episodes": manifest.episodes, **manifest.statistics, **times})
 
 
@@ -159,8 +172,10 @@ def controls(run: Run) -> None:
 
 
 def evaluate(run: Run) -> None:
-    """Plays every policy of the run, and the demonstrator and a random one."""
-    names = (*BASELINES, "bc", *run.config.controls, "pmpo")
+    """Plays every policy of the run and some to compare with, where there is an environment to play in."""
+    names = run.config.judged
+    if not names:
+        print(f"evaluate: '{run.config.env}' can't be played here, so no policy is judged by it", flush=True)
     progress = Progress("evaluate", len(names))
     for done, name in enumerate(names, start=1):
         measured = evaluate_policy(run, name)

@@ -22,13 +22,18 @@ class EnvSpec:
     tasks: tuple[str, ...]
 
 
+def playable(name: str) -> bool:
+    """Whether there is an environment of this name; recordings may come from where we can't play."""
+    return name in minigrid_names()
+
+
 def make(name: str) -> gym.Env[np.ndarray, int]:
     """An environment whose observations are uint8 `[H, W, 3]` frames.
 
     Raises:
         ConfigError: there is no such environment; the nearest name is suggested.
     """
-    if name not in minigrid_names():
+    if not playable(name):
         raise ConfigError(f"unknown environment '{name}'{_nearest(name)}")
     return make_minigrid(name)
 
