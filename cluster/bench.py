@@ -75,6 +75,25 @@ def main(options: argparse.Namespace) -> None:
     """The verb, with the options of `cluster.bench_options`."""
     if options.what == "loop":
         record = bench_loop(options.minutes, options.most_workers)
+    elif options.what == "data":
+        from cluster.bench_data import bench_data
+
+        record = bench_data()
+    elif options.what == "imagination":
+        from cluster.bench_imagination import bench_imagination
+
+        gpu = options.device == "cuda"
+        record = bench_imagination(
+            options.preset,
+            options.device,
+            options.precision or ("bfloat16" if gpu else "float32"),
+            options.engine or ("graphed" if gpu else "eager"),
+            options.batches,
+            options.frames,
+            options.threads,
+            options.turns,
+            options.profile,
+        )
     else:
         from cluster.bench_training import bench_training  # each kind of benchmark imports its own
 
