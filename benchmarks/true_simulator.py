@@ -235,7 +235,6 @@ def experiment(options: argparse.Namespace) -> dict[str, dict[str, float]]:
     data, first = record(name, mixture, options.recordings, seed), starts(name, options.episodes)
     returns = data.return_E
     results = {"demonstrator": {"success": float((returns > 0).mean()), "return": float(returns.mean())}}
-    results["demonstrator"]["frames"] = len(data.action_N)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(seed, "policy weights"))
         head = PolicyHead(simulator.features(first).shape[-1], 128, 2, 1, ActionSpace.discrete(7))
@@ -249,7 +248,7 @@ def experiment(options: argparse.Namespace) -> dict[str, dict[str, float]]:
         print(f"{label:24}", {key: round(value, 3) for key, value in results[label].items()}, flush=True)
         start = time.process_time()
 
-    print("demonstrator", results["demonstrator"], "limit", limit)
+    print(f"{'demonstrator':24}", results["demonstrator"], f"in {len(data.action_N)} steps, at most {limit} each")
     bc = clone(simulator, data, head, options.clone_steps, seed)
     note("BC", bc)
     good = returns > 0

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 
-from cluster.config import DataConfig, EvaluationConfig, ResourceConfig, RunConfig
+from cluster.config import CONTROLS, DataConfig, EvaluationConfig, ResourceConfig, RunConfig
 from dreamer4.actions import ActionSpace, Part
 from dreamer4.agent import HeadsConfig
 from dreamer4.dynamics import Dynamics, DynamicsConfig
@@ -18,6 +18,7 @@ from dreamer4.tokenizer import Tokenizer, TokenizerConfig
 from dreamer4.transformer import parameter_count
 from learners.agent import AgentTraining
 from learners.dynamics import DynamicsTraining
+from learners.iql import IQLTraining
 from learners.optim import OptimConfig
 from learners.policy import PolicyTraining
 from learners.tokenizer import TokenizerTraining
@@ -121,6 +122,9 @@ def doorkey() -> RunConfig:
         dynamics_training=replace(full.dynamics_training, image_share=0.1),
         agent_training=replace(full.agent_training, image_share=0.1),
         imagination=ImaginationConfig(sampling_steps=4, horizon=16, context=8),
+        controls=CONTROLS,
+        scratch_bc_training=replace(full.agent_training, steps=1000),
+        iql_training=IQLTraining(steps=2000, temperature=0.01, hidden=128),
     )
 
 
