@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cluster import data_tools as tools
 from cluster.import_command import add_import_arguments, import_data
 from dreamer4.errors import ConfigError, DreamerError, RunError
 
@@ -90,6 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_preset(verb)
     add_run(verb)
     add_import_arguments(add("import", import_data, "recordings in another format", settings=False, to=parts))
+    tools.add_verbs(add, parts)
 
     verb = add("train", train, "one stage of training")
     verb.add_argument("stage", choices=TRAINED)
@@ -116,6 +118,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     verb = add("compare", compare, "several runs side by side", settings=False)
     verb.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+
+    tools.add_run_verbs(add)
 
     verb = add("runs", runs, "how far every run is, and who writes it", settings=False)
     verb.add_argument(
