@@ -25,7 +25,7 @@ DEMANDS = (
     ("the tokenizer keeps the agent's cell and direction", ("tokenizer", "pose"), 0.98),
     ("the tokenizer keeps the items", ("tokenizer", "items"), 0.98),
     ("the world model moves the agent right one step ahead", ("dynamics", "1", "pose"), 0.95),
-    ("and sixteen steps ahead", ("dynamics", "16", "pose"), 0.8),
+    ("the world model moves the agent right sixteen steps ahead", ("dynamics", "16", "pose"), 0.8),
     ("items persist for sixteen steps", ("dynamics", "16", "items"), 0.95),
     ("imagined returns follow the real ones from the same moments (correlation)", ("returns", "correlation"), 0.8),
 )

@@ -94,3 +94,13 @@ def test_run_that_has_just_begun_has_tables_without_rows(tmp_path):
 def test_path_without_a_run_is_named(tmp_path, three):
     with pytest.raises(RunError, match=r"no run in .*nothing"):
         compare([*three, tmp_path / "nothing"])
+
+
+def test_lead_of_pmpo_is_taken_run_by_run(three):
+    """The runs' returns differ by as much for every policy, so the lead is the same and its error 0: no ratio."""
+    last = compare(three).split("PMPO against the others")[1]
+    mean = RETURNS["pmpo"][0] - RETURNS["filtered_bc"][0]
+    assert rows(last)["PMPO − filtered BC"][0].startswith(f"{mean:.3f} ± 0.000")
+    assert rows(last)["PMPO − filtered BC"][3:] == ["3", "3"] and "PMPO − PMPO" not in rows(last)
+    alone = compare(three[:1]).split("PMPO against the others")[1]
+    assert rows(alone)["PMPO − BC"][:2] == [f"{RETURNS['pmpo'][0] - RETURNS['bc'][0]:.3f}", "–"]

@@ -1,0 +1,67 @@
+import json
+from copy import deepcopy
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cluster.diagnosis import DEMANDS, _numbers, _page, verdict
+
+NAN = float("nan")
+STEP = {"n": 40, "pose": 0.99, "items": 0.99, "frame": 0.98, "copy_pose": 0.1, "copy_items": 0.9, "copy_frame": 0.1}
+FRAMES = {name: np.zeros((2, 3, 16, 16, 3), np.uint8) for name in ("real", "imagined")}
+POLICY: dict[str, Any] = {
+    "dynamics": {step: {**STEP} for step in ("1", "4", "16")},
+    "reward": {"n_paid": 0, "real_when_paid": NAN, "imagined_when_paid": NAN, "imagined_otherwise": 0.01},
+    "continues": {"n_terminal": 0, "terminal": NAN, "other": 0.99},
+    "returns": {
+        "n": 40,
+        "imagined": {"mean": 0.3, "stderr": 0.01},
+        "real": {"mean": 0.2, "stderr": 0.02},
+        "correlation": 0.9,
+    },
+    "frames": {**FRAMES, "last": FRAMES["real"][:, 0], "known": np.ones((2, 3), bool)},
+}
+FOUND = {
+    "tokenizer": {"n": 40, "pose": 1.0, "items": 1.0, "frame": 1.0},
+    "policies": {"bc": POLICY, "pmpo": POLICY},
+    "ranking": {"policies": 2, "same_moments": 1.0, "whole_episodes": NAN},
+}
+
+
+def spoilt(*places: tuple[str, ...]) -> dict[str, Any]:
+    found = deepcopy(FOUND)
+    for place in places:
+        part: Any = found if place[0] == "tokenizer" else found["policies"]["pmpo"]
+        for key in place[:-1]:
+            part = part[key]
+        part[place[-1]] = 0.5
+    return found
+
+
+def test_nothing_is_blamed_where_everything_is_well():
+    assert verdict(FOUND).startswith("No part falls short")
+
+
+@pytest.mark.parametrize("index", range(len(DEMANDS)))
+def test_the_first_part_that_falls_short_is_blamed(index):
+    """Those after it rest on it, so they fall short as well."""
+    found = spoilt(*(place for _, place, _ in DEMANDS[index:]))
+    assert DEMANDS[index][0] in verdict(found) and "0.500" in verdict(found)
+
+
+def test_what_could_not_be_measured_is_blamed_on_nobody_and_null_in_json():
+    found = deepcopy(FOUND)
+    found["policies"]["pmpo"]["returns"]["correlation"] = NAN
+    assert verdict(found).startswith("No part falls short")
+    numbers = json.loads(json.dumps(_numbers(found), allow_nan=False))
+    assert numbers["policies"]["pmpo"]["returns"]["correlation"] is None
+    assert "frames" not in numbers["policies"]["pmpo"] and numbers["tokenizer"]["pose"] == 1.0
+
+
+def test_page_shows_sentence_numbers_and_pictures():
+    run: Any = SimpleNamespace(path=SimpleNamespace(name="mine"), config=SimpleNamespace(env="grid"))
+    text = _page(run, spoilt(("tokenizer", "pose")))
+    assert "The ceiling is here: the tokenizer keeps" in text and text.count("data:image/png") == 4
+    assert "0.200 ± 0.020" in text and "0.300 ± 0.010" in text
