@@ -10,18 +10,24 @@ import torch
 from dreamer4.data.episodes import EpisodeDataset
 from dreamer4.tokenizer import Tokenizer
 
+VIDEO_BYTES = 256 << 20  # of frames that wait for their passes
+
 
 class Encoder:
     """Encodes ranges of whole episodes.
 
     Args:
-        rows: episodes that are encoded side by side.
+        rows: episodes that are encoded side by side, fewer where frames are large.
         chunk: frames of a pass.
     """
 
     def __init__(self, tokenizer: Tokenizer, dataset: EpisodeDataset, rows: int = 64, chunk: int = 16):
         self.tokenizer = tokenizer.requires_grad_(False).eval()
-        self.dataset, self.rows, self.chunk = dataset, rows, chunk
+        recording = dataset.manifest.recording
+        # Chunks of coded frames are read as wholes, and several passes are made of them.
+        self.read = chunk if recording.codec.kind == "raw" else -(-recording.codec.chunk // chunk) * chunk
+        most = max(1, VIDEO_BYTES // (self.read * recording.frame_bytes))
+        self.dataset, self.rows, self.chunk = dataset, min(rows, most), chunk
 
     @torch.no_grad()
     def encode(self, first_episode: int, last_episode: int) -> np.ndarray:
@@ -42,13 +48,17 @@ class Encoder:
         starts = [int(self.dataset.starts_E[e]) for e in episodes]
         cache = self.tokenizer.init_cache(len(episodes))
         frame = self.tokenizer.config.frame
+        video = np.zeros((len(episodes), self.read, *frame), np.uint8)
         for t in range(0, max(lengths), self.chunk):
-            size = min(self.chunk, max(lengths) - t)
-            video = np.zeros((len(episodes), size, *frame), np.uint8)
+            size, place = min(self.chunk, max(lengths) - t), t % self.read
+            if place == 0:
+                for row, (start, length) in enumerate(zip(starts, lengths, strict=True)):
+                    count = max(0, min(self.read, length - t))
+                    if count:
+                        video[row, :count] = self.dataset.video(start + t, start + t + count)
+                    video[row, count:] = 0
             kept = [max(0, min(size, length - t)) for length in lengths]
-            for row, (start, count) in enumerate(zip(starts, kept, strict=True)):
-                if count:
-                    video[row, :count] = self.dataset.video(start + t, start + t + count)
-            latents = self.tokenizer.encode(torch.from_numpy(video).to(device), cache=cache).cpu().numpy()
+            passed = torch.from_numpy(video[:, place : place + size]).to(device)
+            latents = self.tokenizer.encode(passed, cache=cache).cpu().numpy()
             for row, (start, count) in enumerate(zip(starts, kept, strict=True)):
                 out[start - origin + t : start - origin + t + count] = latents[row, :count]

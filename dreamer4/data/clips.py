@@ -120,11 +120,14 @@ class ClipSampler:
         rows: slice | np.ndarray = ALL,
         contents: bool = True,
     ) -> tuple[Clip, torch.Tensor]:
-        """Half uniform windows, half windows of relevant episodes only (paper, section 3.3).
+        """Half uniform windows, half relevant windows (paper, section 3.3).
 
         Of an odd number of rows the odd one is uniform at even steps and relevant at odd steps.
 
         Args:
+            relevant_E: bool `[E]`, the episodes that relevant windows are of. Where episodes are long: whole numbers
+                `[V]`, frames of the dataset such as its `event_frame_V`; a relevant window then holds one of those
+                that lie in the chosen episodes, each as often and at any place of the window.
             rows: those to read, in this order; nothing is read from the disk for the others.
             contents: see `clip`.
 
@@ -135,18 +138,32 @@ class ClipSampler:
             DataError: no chosen episode is relevant, or there are fewer frames than one window.
         """
         random = numpy_generator(self.seed, "clips", self.name, step)
-        relevant = np.asarray(relevant_E, bool) & self.episodes
+        half = (batch + step % 2) // 2
+        uniform = self.axis.frames(self._windows(self.axis, random, batch - half, length))
+        if np.asarray(relevant_E).dtype == bool:
+            axis = self._relevant_axis(relevant_E)
+            chosen = axis.frames(self._windows(axis, random, half, length))
+        else:
+            chosen = self.axis.frames(self._around(relevant_E, random, half, length))
+        relevant_B = torch.arange(batch) >= batch - half
+        return self.clip(np.concatenate([uniform, chosen])[rows], contents), relevant_B[rows]
+
+    def _relevant_axis(self, relevant_E: np.ndarray) -> Axis:
+        relevant = relevant_E & self.episodes
         if not relevant.any():
             raise DataError(f"no episode of '{self.dataset.folder}' is relevant for '{self.name}': none succeeded")
         key = relevant.tobytes()
         if self._relevant is None or self._relevant[0] != key:
             self._relevant = key, Axis.of(self.dataset, relevant)
-        axis = self._relevant[1]
-        half = (batch + step % 2) // 2
-        uniform = self.axis.frames(self._windows(self.axis, random, batch - half, length))
-        chosen = axis.frames(self._windows(axis, random, half, length))
-        relevant_B = torch.arange(batch) >= batch - half
-        return self.clip(np.concatenate([uniform, chosen])[rows], contents), relevant_B[rows]
+        return self._relevant[1]
+
+    def _around(self, frame_V: np.ndarray, random: np.random.Generator, batch: int, length: int) -> np.ndarray:
+        """Windows that hold one of the frames."""
+        places = self.axis.positions(np.asarray(frame_V))
+        if not len(places):
+            raise DataError(f"no frame of '{self.dataset.folder}' is relevant for '{self.name}': nothing was reached")
+        last = places[random.integers(len(places), size=batch)] + random.integers(length, size=batch)
+        return (last[:, None] - np.arange(length)[::-1]) % len(self.axis)
 
     def _windows(self, axis: Axis, random: np.random.Generator, batch: int, length: int) -> np.ndarray:
         if len(axis) < length:

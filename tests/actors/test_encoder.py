@@ -2,9 +2,12 @@ import numpy as np
 import pytest
 import torch
 from factories import tiny_tokenizer
-from worlds import LATENT, World
+from worlds import FRAME, LATENT, SPACE, World
 
 from actors.encoder import Encoder
+from dreamer4.data.codecs import Codec
+from dreamer4.data.episodes import EpisodeDataset
+from dreamer4.data.writer import DatasetWriter
 
 COUNT = 24
 
@@ -66,6 +69,7 @@ def test_no_episode_sees_another(world):
         """The dataset with other pixels in all episodes but one."""
 
         starts_E, lengths_E = world.dataset.starts_E, world.dataset.lengths_E
+        manifest = world.dataset.manifest
 
         def __init__(self, kept: int):
             start = int(self.starts_E[kept])
@@ -82,6 +86,18 @@ def test_no_episode_sees_another(world):
         changed = (base != other).any((1, 2))
         assert not changed[dataset.kept.start : dataset.kept.stop].any()
         assert changed.sum() == len(changed) - len(dataset.kept)
+
+
+def test_latents_do_not_depend_on_how_frames_are_kept(world, tmp_path):
+    """Coded chunks are read as wholes, and several passes are made of each; chunks and passes need not divide."""
+    expected = Encoder(tiny_tokenizer(), world.dataset, rows=6, chunk=2).encode(0, COUNT)
+    for chunk in (3, 4):
+        codec = Codec("zstd", chunk=chunk)
+        with DatasetWriter(tmp_path / str(chunk), "walk", FRAME, SPACE, ["even", "odd"], codec=codec) as writer:
+            for index in range(COUNT):
+                writer.add(world.dataset.episode(index))
+        encoder = Encoder(tiny_tokenizer(), EpisodeDataset.open(tmp_path / str(chunk)), rows=6, chunk=2)
+        assert np.array_equal(encoder.encode(0, COUNT), expected)
 
 
 def test_encoding_trains_nothing(world):

@@ -233,6 +233,23 @@ def test_a_sampler_serves_several_relevances_in_turn(world):
         assert all(relevant[e] for row in rows for e, _ in row)
 
 
+def test_relevant_windows_of_long_episodes_hold_an_event(world):
+    """Given the frames at which something was reached, each is found as often as any, at any place of a window."""
+    chosen = np.arange(24) < 12
+    events = world.dataset.starts_E[:16] + 2
+    sampler, places = world.clips(latents=False, episodes=chosen), []
+    for step in range(60):
+        clip, relevant_B = sampler.mixture(step, 8, 6, events)
+        assert wrong_fields(clip, world.walks) == set() and seen(clip, world) <= set(range(12))
+        rows = [row for row, kind in zip(addresses(clip, world.walks), relevant_B, strict=True) if kind]
+        found = [[t for t, (e, moment) in enumerate(row) if moment == 2] for row in rows]
+        assert len(rows) == 4 and all(found)
+        places += [one[0] for one in found]
+    assert set(places) == set(range(6))
+    with pytest.raises(DataError, match="nothing was reached"):
+        sampler.mixture(0, 8, 6, world.dataset.starts_E[14:] + 2)
+
+
 def test_recordings_shorter_than_a_window_are_refused_with_both_numbers(world):
     frames = world.dataset.frame_count
     assert wrong_fields(world.clips(latents=False).batch(0, 2, frames), world.walks) == set()
