@@ -186,7 +186,10 @@ def _picture(value: Any, what: str) -> np.ndarray:
 def read_parquet(path: Path, columns: list[str] | None = None, rows: pc.Expression | None = None) -> pa.Table:
     """Raises `DataError`, naming the file, if it is missing or damaged, or lacks a column."""
     try:
-        return pyarrow.parquet.read_table(path, columns=columns, filters=rows)
+        table = pyarrow.parquet.read_table(path, columns=columns, filters=rows)
+        table.validate(full=True)
+        table.column_names  # noqa: B018 - decodes them: they may be no text
+        return table
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise DataError(f"'{path}' is missing, damaged or lacks a column: {error}") from error
 
