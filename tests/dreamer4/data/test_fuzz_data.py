@@ -15,7 +15,7 @@ from benchmarks import fuzz_data
 from benchmarks.fuzz_targets import TARGETS
 
 ROOT = Path(__file__).resolve().parents[3]
-CASES = 210
+CASES = 140
 
 
 def test_damaged_files_end_in_an_error_a_report_or_nothing(tmp_path):
