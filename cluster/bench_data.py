@@ -4,6 +4,7 @@ Readers take turns and CPU seconds count, so neither the disk nor other processe
 masks as well; the others only frames. A tar file gives its clips in the order of the file, ours are anywhere.
 """
 
+import resource
 import subprocess
 import sys
 import time
@@ -32,9 +33,12 @@ TURNS = 5
 SECONDS = 1.0  # of a turn
 FRAMES = {"64": 6400, "360": 1280}  # of the recordings
 EQUIVALENT = 200 * 10**9  # bytes of the dataset that memory is measured on
+BATCHES = 100  # of 16 clips, that are drawn from it
 
 
-def bench_data(turns: int = TURNS, seconds: float = SECONDS, equivalent: int = EQUIVALENT) -> dict[str, Any]:
+def bench_data(
+    turns: int = TURNS, seconds: float = SECONDS, equivalent: int = EQUIVALENT, batches: int = BATCHES
+) -> dict[str, Any]:
     """Everything in one run on this machine.
 
     Raises:
@@ -55,9 +59,10 @@ def bench_data(turns: int = TURNS, seconds: float = SECONDS, equivalent: int = E
             record |= summary(size, rates, sizes)
             print_table(size, rates, sizes, record)
         for kind in ("raw", "zstd"):
-            folder = Path(name) / "64" / f"ours-{kind}"
+            folder = Path(name) / f"large-{kind}"
+            write_ours(folder, pixel_art(FRAMES["64"]), Codec(kind), times=1 if kind == "raw" else 16)
             frames = repeat_shards(folder, equivalent)
-            record[f"peak_rss_mb_{kind}"], record[f"peak_frames_{kind}"] = peak_rss_mb(folder), frames
+            record[f"peak_rss_mb_{kind}"], record[f"peak_frames_{kind}"] = peak_rss_mb(folder, batches), frames
             shown = f"{equivalent / 1e9:g} GB of {kind}, {frames / 1e6:.0f} M frames"
             print(f"peak memory of a reader of {shown}: {record[f'peak_rss_mb_{kind}']:.0f} MB", flush=True)
     record["peak_rss_mb"] = max(record["peak_rss_mb_raw"], record["peak_rss_mb_zstd"])
@@ -86,11 +91,11 @@ def readers(folder: Path, size: str, video: np.ndarray) -> tuple[dict[str, Draw]
     return draws, sizes
 
 
-def write_ours(folder: Path, video: np.ndarray, codec: Codec, episode: int = 1600) -> ClipSampler:
-    """The video as episodes with made-up actions, in one shard."""
+def write_ours(folder: Path, video: np.ndarray, codec: Codec, episode: int = 1600, times: int = 1) -> ClipSampler:
+    """The video, so many times, as episodes with made-up actions, in one shard."""
     actions, frames = ActionSpace.discrete(16), len(video)
-    with DatasetWriter(folder, "bench", video.shape[1:], actions, ["only"], frames, codec) as writer:
-        for start in range(0, frames, episode):
+    with DatasetWriter(folder, "bench", video.shape[1:], actions, ["only"], frames * times, codec) as writer:
+        for start in [*range(0, frames, episode)] * times:
             part = video[start : start + episode]
             known, reward = np.arange(len(part)) < len(part) - 1, np.zeros(len(part), np.float32)
             act_out = np.random.default_rng(start).integers(16, size=(len(part), 1)).astype(np.float32)
@@ -155,24 +160,26 @@ def repeat_shards(folder: Path, size: int) -> int:
 
 
 MEASURE = """
-import resource, sys
+import sys
+from cluster.bench_data import peak_mb
 from dreamer4.data.clips import ClipSampler
 from dreamer4.data.episodes import EpisodeDataset
 clips = ClipSampler(EpisodeDataset.open(sys.argv[1]))
 for step in range(int(sys.argv[2])):
     clips.batch(step, 16, 64)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+print(peak_mb())
 """
 
 
-def peak_rss_mb(folder: Path, batches: int = 200) -> float:
+def peak_mb() -> float:
+    """Of this process. `ru_maxrss` would count what the parent had when it forked, so Linux is asked otherwise."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return float(status.read_text().partition("VmHWM:")[2].split()[0]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def peak_rss_mb(folder: Path, batches: int) -> float:
     """Of a fresh process that opens the dataset and draws batches of 16 clips."""
     command = [sys.executable, "-c", MEASURE, str(folder), str(batches)]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-
-def main(json: Path | None) -> None:
-    """The verb."""
-    record = bench_data()
-    if json is not None:
-        write_json(json, record)
+    return float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
