@@ -13,6 +13,7 @@ from dreamer4.data.clips import ClipSampler
 from dreamer4.dynamics import Dynamics
 from dreamer4.heads import PolicyHead
 from dreamer4.imagination import Dream, ImaginationConfig, imagine
+from dreamer4.packing import pack
 from dreamer4.rng import generator
 from dreamer4.shortcut import ShortcutConfig
 from dreamer4.types import Clip, Rollout, Weights
@@ -41,6 +42,7 @@ class ImaginationWorker:
         self.dynamics, self.heads, self.policy = dynamics, heads, copy.deepcopy(policy)
         for module in (self.dynamics, self.heads, self.policy):
             module.requires_grad_(False).eval()
+        pack(self.dynamics.transformer)
         self.contexts, self.shortcut, self.config = contexts, shortcut, config
         self.batch, self.seed, self.shuffle_actions = batch, seed, shuffle_actions
         self.version = 0

@@ -25,6 +25,7 @@ from dreamer4.dynamics import Dynamics
 from dreamer4.engine import Engine, accelerate
 from dreamer4.errors import ConfigError
 from dreamer4.imagination import WorldStream
+from dreamer4.packing import pack
 from dreamer4.rng import generator
 from dreamer4.tokenizer import Tokenizer
 from dreamer4.transformer import parameter_count
@@ -85,7 +86,10 @@ def workload(name: str, device: str, precision: str, engine: Engine) -> Workload
     with torch.device(device):
         dynamics = seeded(lambda: Dynamics(config.dynamics), "bench")
     dtype = getattr(torch, precision)
-    return Workload(config, dynamics.to(dtype).requires_grad_(False).eval(), torch.device(device), dtype, engine)
+    dynamics = dynamics.to(dtype).requires_grad_(False).eval()
+    if engine == "eager":
+        pack(dynamics.transformer)  # as imagination workers do
+    return Workload(config, dynamics, torch.device(device), dtype, engine)
 
 
 def beside_the_floor(work: Workload, batch: int, frames: int, turns: int) -> dict[str, Any]:

@@ -65,10 +65,13 @@ def query_scale(size: int, soft_cap: float | None) -> float:
     return size**-0.5 / (soft_cap or 1.0)
 
 
-def inverse_rms(x: Tensor) -> Tensor:
-    """One over the root mean square of the last axis, `[..., 1]`, at least in fp32; read from memory once."""
+def length_of(x: Tensor) -> Tensor:
+    """Length of the last axis, `[..., 1]`, at least in fp32: root mean square, epsilon included, times sqrt(size).
+
+    A hypotenuse, because that is two kernels and `rsqrt(mean(x^2) + epsilon)` five.
+    """
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
-    return norm.square_().mul_(1 / x.shape[-1]).add_(EPSILON).rsqrt_()
+    return torch.hypot(norm, norm.new_full((), (EPSILON * x.shape[-1]) ** 0.5))
 
 
 @dataclass
@@ -85,6 +88,7 @@ class Turn:
         gain_HK: what every head's normalised queries or keys are multiplied by.
         """
         half = angles.shape[-1]
+        gain_HK = gain_HK * gain_HK.shape[-1] ** 0.5  # of vectors of length one, not of root mean square one
         cos, sin = (torch.cat([x, x], dim=-1)[..., None, :].to(gain_HK.dtype) for x in (angles.cos(), angles.sin()))
         sin = sin * gain_HK.roll(half, dims=-1)
         return cls(cos * gain_HK, torch.cat([-sin[..., :half], sin[..., half:]], dim=-1))
@@ -106,7 +110,7 @@ class Turn:
         turned = x * self.cos
         turned[..., :half].addcmul_(x[..., half:], self.sin[..., :half])
         turned[..., half:].addcmul_(x[..., :half], self.sin[..., half:])
-        return turned.mul_(inverse_rms(x))
+        return turned.div_(length_of(x))
 
 
 def weigh(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, soft_cap: float | None) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dreamer4.attention import Turn, inverse_rms, query_scale, weigh
+from dreamer4.attention import Turn, length_of, query_scale, weigh
 from dreamer4.cache import TimeCache
 
 if TYPE_CHECKING:
@@ -97,9 +97,9 @@ def feed_forward(layer: "Layer", x: Tensor) -> Tensor:
 
 def normalised(norm: "RMSNorm", x: Tensor) -> Tensor:
     """As the module does it; on CPUs, where torch makes six kernels of it, in fewer."""
-    if x.device.type != "cpu" or x.dtype != norm.gain.dtype:
+    if x.device.type != "cpu" or x.dtype != norm.gain.dtype or x.dtype not in (torch.float32, torch.float64):
         return norm(x)
-    return (x * inverse_rms(x).to(x.dtype)).mul_(norm.gain)
+    return (x / length_of(x)).mul_(norm.gain * x.shape[-1] ** 0.5)
 
 
 def needed(time_layers: Sequence[bool], wanted: slice, slots: int, commit: bool) -> list[slice]:
