@@ -122,6 +122,7 @@ def doorkey() -> RunConfig:
         dynamics_training=replace(full.dynamics_training, image_share=0.1),
         agent_training=replace(full.agent_training, image_share=0.1),
         imagination=ImaginationConfig(sampling_steps=4, horizon=16, context=8),
+        policy=replace(full.policy, steps=400),
         controls=CONTROLS,
         scratch_bc_training=replace(full.agent_training, steps=1000),
         iql_training=IQLTraining(steps=2000, temperature=0.01, hidden=128),
