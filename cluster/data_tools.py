@@ -11,7 +11,7 @@ from dreamer4.errors import ConfigError, RunError
 
 HUB = """TARGET and SOURCE are folders, or hf://OWNER/NAME on the Hugging Face hub (pip install 'dreamer4-ray[hub]')."""
 ALLOW = """Faults of an allowed kind are reported, and neither fail nor are quarantined; all kinds are in
-docs/data-validation.md. A run's own recordings may repeat themselves, since a simulator does: --run allows duplicates."""
+docs/data-validation.md. A run's own recordings may repeat themselves, as a simulator does: --run allows duplicates."""
 
 
 def add_verbs(add: Callable[..., argparse.ArgumentParser], parts: Any) -> None:
