@@ -11,8 +11,9 @@ import torch
 from dreamer4.agent import Heads
 from dreamer4.data.clips import ClipSampler
 from dreamer4.dynamics import Dynamics
+from dreamer4.engine import accelerate
 from dreamer4.heads import PolicyHead
-from dreamer4.imagination import Dream, ImaginationConfig, imagine
+from dreamer4.imagination import Dream, ImaginationConfig, WorldStream, imagine
 from dreamer4.packing import pack
 from dreamer4.rng import generator
 from dreamer4.shortcut import ShortcutConfig
@@ -46,6 +47,7 @@ class ImaginationWorker:
         self.contexts, self.shortcut, self.config = contexts, shortcut, config
         self.batch, self.seed, self.shuffle_actions = batch, seed, shuffle_actions
         self.version = 0
+        self.stream: WorldStream | None = None  # made by the first rollout, where making it takes long
 
     @property
     def device(self) -> torch.device:
@@ -64,6 +66,10 @@ class ImaginationWorker:
     def dream(self, index: int) -> tuple[Clip, Dream]:
         context = self.context(index)
         noise = generator(self.seed, "imagination", index)
+        if self.stream is None and self.config.engine != "eager":
+            tasks = context.task_BT[:, -1]
+            stream = WorldStream(self.dynamics, self.shortcut, self.config, self.batch, tasks)
+            self.stream = accelerate(stream, self.config.engine, print)
         dream = imagine(
             self.dynamics,
             self.heads,
@@ -73,6 +79,7 @@ class ImaginationWorker:
             self.config,
             noise,
             shuffle_actions=self.shuffle_actions,
+            stream=self.stream,
         )
         return context, dream
 

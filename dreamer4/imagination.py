@@ -28,10 +28,13 @@ class ImaginationConfig:
     horizon: int = 16  # [G]
     context: int = 8  # frames of data that a rollout starts from [G]
     features: Literal["commit", "denoise"] = "commit"  # the pass that is remembered and gives h_t [G]
+    engine: Literal["eager", "compiled", "graphed"] = "eager"  # of imagination workers, see `dreamer4.engine`
 
     def __post_init__(self) -> None:
         if self.features not in ("commit", "denoise"):
             raise ConfigError(f"imagination.features must be 'commit' or 'denoise', got '{self.features}'")
+        if self.engine not in ("eager", "compiled", "graphed"):
+            raise ConfigError(f"imagination.engine must be eager, compiled or graphed, got '{self.engine}'")
         if self.horizon < 1 or self.context < 1:
             raise ConfigError(f"horizon ({self.horizon}) and context ({self.context}) must be at least 1")
 

@@ -337,6 +337,7 @@ def test_the_end_of_a_clip_is_a_clip():
     ("changes", "message"),
     [
         ({"features": "noise"}, "imagination.features must be 'commit' or 'denoise', got 'noise'"),
+        ({"engine": "steam"}, "imagination.engine must be eager, compiled or graphed, got 'steam'"),
         ({"horizon": 0}, r"horizon \(0\) and context \(3\) must be at least 1"),
         ({"context": 0}, r"horizon \(5\) and context \(0\) must be at least 1"),
     ],
