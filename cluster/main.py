@@ -1,7 +1,6 @@
 """The command line. Imports are inside of functions here, and only here, so that `dreamer4 --help` answers at once."""
 
 import argparse
-import json
 import os
 import signal
 import sys
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster import data_tools as tools
 from cluster.import_command import add_import_arguments, import_data
+from cluster.look_command import add_look_verbs, add_run
 from dreamer4.errors import ConfigError, DreamerError, RunError
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ SETTINGS = """settings: KEY=VALUE or --KEY VALUE, such as seed=1 dynamics.width=
 `dreamer4 presets NAME` prints all keys. A run that was interrupted goes on with the same command."""
 SUBMIT = """The exit status is that of the command. An interrupt stops the job; submitted again it goes on where it was.
 Paths are taken from the current folder; the run has to be on a disk that the nodes of the cluster share."""
-DASHBOARD = "Without an address, or without Prometheus, it shows what the run directories hold, also of ended runs."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -108,32 +107,8 @@ def build_parser() -> argparse.ArgumentParser:
     verb.add_argument("--json", type=Path, metavar="FILE", help="write the result there as well")
     add_run(verb)
 
-    verb = add("diagnose", diagnose, "which part of a run is the ceiling, against the real environment", settings=False)
-    verb.add_argument("--windows", type=int, default=256, metavar="N", help="validation windows, by default 256")
-    verb.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there as well")
-    add_run(verb)
-
-    verb = add("report", report, "write the report of a run again", settings=False)
-    add_run(verb)
-
-    verb = add("compare", compare, "several runs side by side", settings=False)
-    verb.add_argument("runs", nargs="+", type=Path, metavar="RUN")
-
+    add_look_verbs(add)
     tools.add_run_verbs(add)
-
-    verb = add("runs", runs, "how far every run is, and who writes it", settings=False)
-    verb.add_argument(
-        "--root", type=Path, metavar="DIR", help="only runs below; by default runs, with Redis all it knows"
-    )
-    verb.add_argument("--json", type=Path, metavar="FILE", help="write everything known of them there as well")
-
-    verb = add("dashboard", dashboard, "how fast stage 4 is and why, on a page in the browser", settings=False)
-    verb.epilog = DASHBOARD
-    verb.add_argument("--run", type=Path, metavar="DIR", help="only this run; by default all that are known")
-    verb.add_argument("--address", metavar="URL", help="of Ray's dashboard; by default RAY_DASHBOARD_ADDRESS")
-    verb.add_argument("--prometheus", metavar="URL", help="one that scrapes the cluster already")
-    verb.add_argument("--port", type=int, metavar="N", help="of the page, by default the first free one from 8300 on")
-    verb.add_argument("--open", action="store_true", help="open it in the browser")
 
     add_kinds(add("bench", bench, "measure this machine", settings=False))
 
@@ -145,13 +120,7 @@ def build_parser() -> argparse.ArgumentParser:
     verb.add_argument("--python", default="python", metavar="PATH", help="the interpreter there, by default python")
     verb.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND...", help="any other command")
 
-    verb = add("presets", presets, "list the presets, or print one with all its keys", settings=False)
-    verb.add_argument("name", nargs="?", metavar="NAME")
     return parser
-
-
-def add_run(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--run", type=Path, required=True, metavar="DIR", help="run directory")
 
 
 def add_preset(verb: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGroup:
@@ -255,51 +224,6 @@ def evaluate(options: argparse.Namespace) -> None:
                 print(f"{name:14} {value:.4g}" if isinstance(value, float) else f"{name:14} {value}")
 
 
-def diagnose(options: argparse.Namespace) -> None:
-    if options.windows < 1:
-        raise ConfigError(f"--windows must be at least 1, got {options.windows}")
-    from cluster.diagnosis import diagnose as diagnose_run
-    from cluster.diagnosis import print_diagnosis
-    from cluster.run import Run
-    from dreamer4.files import write_json
-
-    run = Run.attach(options.run)
-    found = diagnose_run(run, options.windows)
-    if options.json is not None:
-        write_json(options.json, found)
-    print_diagnosis(run.path, found)
-
-
-def report(options: argparse.Namespace) -> None:
-    from cluster.report import write_report
-    from cluster.run import Run
-
-    print(write_report(Run.attach(options.run)))
-
-
-def compare(options: argparse.Namespace) -> None:
-    from cluster.compare import compare as compare_runs
-
-    print(compare_runs(options.runs))
-
-
-def runs(options: argparse.Namespace) -> None:
-    from cluster.registry import list_runs
-    from cluster.runs import table
-    from dreamer4.files import write_json
-
-    found = list_runs(options.root)
-    print(table(found))
-    if options.json is not None:
-        write_json(options.json, found)
-
-
-def dashboard(options: argparse.Namespace) -> None:
-    from cluster.dashboard import dashboard as serve
-
-    serve(options.run, options.address, options.prometheus, options.port, options.open)
-
-
 def bench(options: argparse.Namespace) -> None:
     from cluster.bench import main as bench_main
 
@@ -318,19 +242,6 @@ def submit(options: argparse.Namespace) -> None:
         print(f"follow  ray job logs --address {client.url} --follow {job}")
     else:
         raise SystemExit(client.follow(job))
-
-
-def presets(options: argparse.Namespace) -> None:
-    from cluster.presets import PRESETS, parameters, preset
-    from cluster.settings import to_json
-
-    if options.name is not None:
-        print(json.dumps(to_json(preset(options.name)), indent=2))
-        return
-    for name, build in PRESETS.items():
-        tokenizer, dynamics = parameters(build())
-        sizes = f"tokenizer {tokenizer / 1e6:.3g} M, dynamics {dynamics / 1e6:.4g} M parameters"
-        print(f"{name:10} {(build.__doc__ or '').splitlines()[0]}\n{'':10} {sizes}")
 
 
 if __name__ == "__main__":
