@@ -3,7 +3,7 @@ import json
 import pytest
 
 from cluster.config import RunConfig, resolve
-from cluster.presets import PRESETS, laptop, minecraft, parameters, preset, smoke
+from cluster.presets import PRESETS, doorkey, laptop, minecraft, parameters, preset, smoke
 from cluster.settings import differences, from_json, to_json
 from dreamer4.errors import ConfigError
 
@@ -14,7 +14,7 @@ def test_preset_constructs_and_survives_json(name):
     assert from_json(RunConfig, json.loads(json.dumps(to_json(config)))) == config
 
 
-@pytest.mark.parametrize("build", [laptop, smoke])
+@pytest.mark.parametrize("build", [laptop, smoke, doorkey])
 def test_embedded_presets_fit_their_environment(build):
     resolve(build())
 
@@ -24,7 +24,7 @@ def test_world_model_of_a_preset_fits_its_tokenizer(name):
     """Also where the environment isn't at hand to resolve it."""
     config = preset(name)
     tokenizer, dynamics = config.tokenizer, config.dynamics
-    if name not in ("laptop", "smoke"):
+    if name not in ("laptop", "smoke", "doorkey"):
         packed = (tokenizer.latents // tokenizer.pack, tokenizer.channels * tokenizer.pack)
         assert (dynamics.latents, dynamics.channels) == packed
 
