@@ -227,7 +227,7 @@ def test_agents_moves_are_the_environments(grid: EpisodeDataset, imagines):
     looking = inspector(grid, GRID)
     found = looking.agent_cell(MANY, 1)["one_step"]
     ends = looking.windows.uniform("horizon", MANY, 1).context_NC[:, -1]
-    assert 0 < found["moved_n"] <= (grid.act_out_FA[ends, 0] == 2).sum()
+    assert 0 < found["moved_n"] <= (np.asarray(grid.act_out_FA)[ends, 0] == 2).sum()
 
 
 def test_other_environments_have_no_cells(world: World):
@@ -252,7 +252,7 @@ class Actor(nn.Module):
 def latent_actions(dataset: EpisodeDataset) -> LatentDataset:
     """The latent of a frame is the action that led to it."""
     led_to = np.roll(dataset.act_out_FA, 1, axis=0)
-    return LatentDataset(Pieces([np.where(dataset.first_F[:, None], 0, led_to)[:, None].astype(np.float32)]), "actions")
+    return LatentDataset(Pieces([np.where(np.asarray(dataset.first_F)[:, None], 0, led_to)[:, None].astype(np.float32)]), "actions")
 
 
 def shuffled(world: World, deaf: bool) -> tuple[dict, Actor]:

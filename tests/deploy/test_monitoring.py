@@ -10,6 +10,7 @@ from typing import NamedTuple
 from urllib.request import urlopen
 
 import pytest
+import ray
 from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
 
 from benchmarks.dashboard import COSTS, SETTINGS, start_load
@@ -56,6 +57,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
         pytest.skip("DREAMER4_NO_PROMETHEUS=1")
     if shutil.which("prometheus") is None:
         pytest.fail("prometheus is not on PATH: `apt-get install prometheus`, or set DREAMER4_NO_PROMETHEUS=1", False)
+    ray.shutdown()  # of whatever test was here before: one process has one connection
     folder = tmp_path_factory.mktemp("live") / RUN
     folder.mkdir()
     with (

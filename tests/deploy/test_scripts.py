@@ -42,7 +42,7 @@ for number in (signal.SIGINT, signal.SIGTERM):
 note("start")
 if "--block" in words or "WAIT" in words:
     time.sleep(600)
-sys.exit(int(os.environ.get("STATUS", "0")) if name == "dreamer4" else 0)
+sys.exit(int(os.environ.get("FAKE_STATUS", "0")) if name == "dreamer4" else 0)
 """
 SRUN = """#!/usr/bin/env bash
 while [[ $1 == --* ]]; do shift; done
@@ -136,7 +136,7 @@ def test_recipe_without_a_cluster_runs_here(programs, tmp_path):
 
 def test_recipe_stops_at_the_first_failure(programs, tmp_path):
     script = ROOT / "deploy" / "runs" / "laptop.sh"
-    done = subprocess.run([script, str(tmp_path / "run")], env=environment(programs, STATUS="2"))
+    done = subprocess.run([script, str(tmp_path / "run")], env=environment(programs, FAKE_STATUS="2"))
     assert done.returncode == 2 and len(notes(programs)) == 1
 
 
@@ -158,7 +158,7 @@ def slurm(programs: Path, *words: str, **more: str) -> subprocess.Popen[str]:
 
 
 def test_slurm_starts_a_head_and_all_nodes_and_takes_them_down(programs, tmp_path):
-    process = slurm(programs, "train", "policy", "--run", "/shared/x", STATUS="3")
+    process = slurm(programs, "train", "policy", "--run", "/shared/x", FAKE_STATUS="3")
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 3, output + errors  # that of the command
     found = notes(programs)

@@ -279,7 +279,7 @@ def test_filtered_cloning_improves_on_its_recordings(make_bc):
 
 def test_filtered_cloning_reads_the_features_that_act():
     """Invariant 54: a pass over the clip equals the stream that is fed frame by frame, with the same noise."""
-    dynamics, clip = tiny_dynamics(), random_clip(2, 7)
+    dynamics, clip = tiny_dynamics().requires_grad_(False), random_clip(2, 7)
     noise = torch.randn(clip.latents_BTSD.shape, generator=generator("noise"))
     features = context_features(dynamics, clip, SHORTCUT, generator("noise"))
     stream = WorldStream(dynamics, SHORTCUT, ImaginationConfig(), 2, clip.task_BT[:, 0])
