@@ -49,7 +49,8 @@ class Learner(ABC):
         """Learns as one of several processes, or in another precision. To be called first, before any other method."""
         self.parallel = parallel
         parallel.apply(self.units())
-        self.optimizer = Optimizer(self.optimizer.config, [self.module], self.steps)
+        fused = parallel.config.compile and not parallel.sharded  # who compiles has given up the last bits already
+        self.optimizer = Optimizer(self.optimizer.config, [self.module], self.steps, fused)
 
     def step(self, index: int) -> dict[str, float]:
         """One update; returns its metrics, those of the whole batch.

@@ -40,16 +40,20 @@ class OptimConfig:
 
 
 class Optimizer:
-    """Updates the parameters of some modules. Parameters without a gradient are left as they are."""
+    """Updates the parameters of some modules. Parameters without a gradient are left as they are.
 
-    def __init__(self, config: OptimConfig, modules: Iterable[nn.Module], steps: int):
+    Args:
+        fused: in one kernel, as on a GPU always. On a CPU it is faster and has other last bits than many kernels.
+    """
+
+    def __init__(self, config: OptimConfig, modules: Iterable[nn.Module], steps: int, fused: bool = False):
         self.config, self.steps = config, steps
         parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
         groups = [
             {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
             {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
         ]
-        fused = bool(parameters) and parameters[0].is_cuda
+        fused = fused or (bool(parameters) and parameters[0].is_cuda)
         self.parameters = parameters
         self.adamw = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=fused or None)
 

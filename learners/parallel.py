@@ -31,7 +31,7 @@ class ParallelConfig:
     precision: Literal["float32", "bfloat16"] = "float32"  # of matrix products; weights, norms and losses are float32
     accumulate: int = 1  # passes per update, each of a part of the rows: less memory, the same batch
     activation_checkpointing: bool = False  # layers are computed again in the backward pass: less memory, more time
-    compile: bool = False  # layers, by torch.compile; needs a C++ compiler
+    compile: bool = False  # layers, by torch.compile, and a fused optimiser; needs a C++ compiler
 
     def __post_init__(self) -> None:
         if self.accumulate < 1:

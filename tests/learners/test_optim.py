@@ -136,3 +136,25 @@ def test_non_finite_values_name_stage_term_step_and_setting(bad):
 
 def test_finite_values_pass():
     check_finite("dynamics", 0, {"shortcut": 1e30, "other": -1.0})
+
+
+def test_a_fused_optimiser_goes_on_where_a_plain_one_was():
+    """And the other way round: the same rule but for rounding, and one layout of its state."""
+
+    def trained(kinds: list[bool]) -> list[torch.Tensor]:
+        module, state = linear(), None
+        for index, fused in enumerate(kinds):
+            optimizer = Optimizer(OptimConfig(lr=0.1, warmup_steps=2), [module], 10, fused)
+            if state is not None:
+                optimizer.restore(state)
+            quadratic(optimizer, module, index)
+            state = optimizer.state()
+        return [p.detach() for p in module.parameters()]
+
+    plain = trained(4 * [False])
+    for kinds in ([True, True, True, True], [False, True, False, True]):
+        torch.testing.assert_close(trained(kinds), plain)
+    forgetful = linear()
+    for index in range(4):
+        quadratic(Optimizer(OptimConfig(lr=0.1, warmup_steps=2), [forgetful], 10), forgetful, index)
+    assert not torch.allclose(forgetful.weight, plain[0])
