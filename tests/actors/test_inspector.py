@@ -252,7 +252,9 @@ class Actor(nn.Module):
 def latent_actions(dataset: EpisodeDataset) -> LatentDataset:
     """The latent of a frame is the action that led to it."""
     led_to = np.roll(dataset.act_out_FA, 1, axis=0)
-    return LatentDataset(Pieces([np.where(np.asarray(dataset.first_F)[:, None], 0, led_to)[:, None].astype(np.float32)]), "actions")
+    return LatentDataset(
+        Pieces([np.where(np.asarray(dataset.first_F)[:, None], 0, led_to)[:, None].astype(np.float32)]), "actions"
+    )
 
 
 def shuffled(world: World, deaf: bool) -> tuple[dict, Actor]:
