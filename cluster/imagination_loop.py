@@ -64,7 +64,7 @@ class ImaginationLoop:
         self.metrics: dict[str, float] = {}
         self.schedule = Schedule(plan)
         self.sought: tuple[ObjectRef, str] | None = None  # the learner's answer to where it is, and why it was asked
-        self.learner_node, self.left = "", 0  # where it is; the process that was told to go
+        self.learner_node, self.left = "", (0, "")  # where it is; process and node that it was told to leave
 
     def run(self) -> None:
         """To the end of the plan, or until `stopped`.
@@ -89,10 +89,11 @@ class ImaginationLoop:
 
     def found(self, told: Told, reason: str) -> None:
         """The learner has answered: the run goes on from where it is."""
-        if told.process == self.left:  # not gone yet
+        node = node_of(self.learner)
+        if (told.process, node) == self.left:  # not gone yet; nodes may number their processes alike
             self.seek(reason)
             return
-        self.sought, self.learner_node = None, node_of(self.learner)
+        self.sought, self.learner_node = None, node
         self.throughput.cpu_seconds += told.cpu_seconds
         if self.schedule.epoch == 0:
             self.ledger.note("start", updates=told.updates)
@@ -121,7 +122,7 @@ class ImaginationLoop:
         """Commits, and has Ray start the learner on another node, once it has answered what it was handed."""
         if self.receipts:
             return
-        self.left = self.commit().process
+        self.left = self.commit().process, self.learner_node
         self.ledger.note("move", updates=self.schedule.updates, reason="the learner's node is going away")
         ray.kill(self.learner, no_restart=False)
         self.seek("the learner moved")
