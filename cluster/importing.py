@@ -11,20 +11,16 @@ DATASET/quarantine.jsonl       sources that were left out   DATASET/manifest.jso
 
 import fcntl
 import json
-import sys
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import ray
-from ray.exceptions import RayError
-
 from actors.importer import Job, Report, SourceImporter, finished_report, gather, report_path, with_codec
-from cluster.placement import result, worker
+from cluster.dealing import deal
+from cluster.placement import worker
 from cluster.presets import smoke
 from cluster.runtime import ray_session
 from cluster.settings import override
@@ -37,7 +33,6 @@ from dreamer4.files import ensure_writable, read_json, write_atomic, write_json
 
 PLAN = "import.json"
 QUARANTINE = "quarantine.jsonl"
-LOSSES = 3  # processes that may be lost with one shard; more have a cause that won't go away
 
 Plan = list[tuple[str, ...]]  # sources of every shard
 
@@ -131,40 +126,11 @@ def _made(job: Job, plan: Plan, waiting: list[int], workers: int) -> Iterator[tu
             yield index, here.make(index, plan[index])
         return
     with ray_session(override(smoke(), [f"resources.collectors={workers}"])):
-        yield from _dealt(job, plan, waiting, workers)
 
+        def build() -> Any:
+            return worker(SourceImporter, name="importer").remote(job)
 
-def _dealt(job: Job, plan: Plan, waiting: list[int], workers: int) -> Iterator[tuple[int, tuple[Report, float]]]:
-    """Deals shards to actors, the next one to whoever is free; a lost actor's is dealt again, to a new one."""
-
-    def build() -> Any:
-        return worker(SourceImporter, name="importer").remote(job)
-
-    lost, idle = Counter[int](), [build() for _ in range(workers)]
-    busy: dict[Any, tuple[Any, int]] = {}
-    waiting = waiting[::-1]
-    try:
-        while waiting or busy:
-            while waiting and idle:
-                actor, index = idle.pop(), waiting.pop()
-                busy[actor.make.remote(index, plan[index])] = actor, index
-            (finished,), _ = ray.wait(list(busy))
-            actor, index = busy.pop(finished)
-            try:
-                made = result(finished)
-            except RunError as error:
-                lost[index] += 1
-                if not isinstance(error.__cause__, RayError) or lost[index] > LOSSES:
-                    raise
-                print(f"\nimport: shard {index} is begun again, its process was lost", file=sys.stderr, flush=True)
-                waiting.append(index)
-                idle.append(build())
-                continue
-            idle.append(actor)
-            yield index, made
-    finally:
-        for actor in [*idle, *(actor for actor, _ in busy.values())]:
-            ray.kill(actor)
+        yield from deal("import", [build() for _ in range(workers)], build, waiting, lambda index: (plan[index],))
 
 
 @contextmanager

@@ -1,18 +1,14 @@
 """The stages of a run, in order. Each is idempotent: done work is kept, an interrupted stage goes on."""
 
-import sys
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import ray
-from ray.exceptions import RayError
-
 from actors.collector import Collector
 from actors.encoder import Encoder
 from cluster.clock import Clock
+from cluster.dealing import deal
 from cluster.evaluation import evaluate_policy
 from cluster.improve import improve_policy
 from cluster.inspection import inspect
@@ -29,9 +25,7 @@ from dreamer4.data.schema import Manifest
 from dreamer4.data.shard_writer import ShardWriter
 from dreamer4.data.writer import finished_shard, merge_shards
 from dreamer4.envs.registry import spec
-from dreamer4.errors import RunError
 
-LOSSES = 3  # actors that may be lost with one shard; more have a cause that won't go away
 PILOT_EPISODES = 50  # played to learn how long episodes are, so that shards can be recorded side by side
 
 
@@ -87,36 +81,13 @@ def make_shards(
 ) -> dict[str, float]:
     """Deals shards to actors, the next one to whoever is free; returns the times of the stage.
 
-    What a lost actor had in hand is done again by another one: shards are whole or not there.
-
-    Args:
-        build: makes an actor that takes the place of a lost one.
-
-    Raises:
-        RunError: several actors were lost one after the other with the same shard.
+    Args and raised errors are those of `cluster.dealing.deal`.
     """
-    progress, done, lost = Progress(stage, shards), 0, Counter[int]()
+    progress = Progress(stage, shards)
     with Clock(run, stage) as clock:
-        waiting, idle = list(range(shards))[::-1], list(actors)
-        busy: dict[Any, tuple[Any, int]] = {}
-        while waiting or busy:
-            while waiting and idle:
-                actor, index = idle.pop(), waiting.pop()
-                busy[actor.make.remote(index, *arguments)] = actor, index
-            (finished,), _ = ray.wait(list(busy))
-            actor, index = busy.pop(finished)
-            try:
-                clock.add_cpu(result(finished))
-            except RunError as error:
-                lost[index] += 1
-                if not isinstance(error.__cause__, RayError) or lost[index] > LOSSES:
-                    raise
-                print(f"\n{stage}: shard {index} is begun again, its actor was lost", file=sys.stderr, flush=True)
-                waiting.append(index)
-                idle.append(build())
-                continue
-            idle.append(actor)
-            done += 1
+        dealt = deal(stage, actors, build, range(shards), lambda index: arguments)
+        for done, (_, cpu_seconds) in enumerate(dealt, start=1):
+            clock.add_cpu(cpu_seconds)
             progress.update(done)
         progress.close()
         return clock.record()

@@ -11,11 +11,12 @@ from trained import record
 from actors.encoder import Encoder
 from cluster import stages
 from cluster.config import configure
+from cluster.dealing import LOSSES
 from cluster.models import RunData, load_tokenizer, new_tokenizer
 from cluster.placement import worker
 from cluster.presets import smoke
 from cluster.run import Run
-from cluster.stages import LOSSES, encode, make_shards
+from cluster.stages import encode, make_shards
 from dreamer4.errors import RunError
 
 pytestmark = [pytest.mark.usefixtures("ray_up"), pytest.mark.xdist_group("ray")]
