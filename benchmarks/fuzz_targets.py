@@ -22,11 +22,12 @@ from dreamer4.errors import DreamerError
 from dreamer4.types import Episode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))  # the recordings that importers are tested with
+from minari_files import write_minari_dataset
 from recordings import line, stamped, write_film, write_lerobot, write_vpt
 from worlds import SPACE
 
 FRAME = (32, 32, 3)
-ROWS = Options(canvas=Canvas(16, 24))
+ROWS = Options(canvas=Canvas(16, 24), patience=20)
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,10 @@ def make_films(folder: Path) -> None:
     write_film(folder / "a.mp4", (stamped(t) for t in range(12)))
 
 
+def make_minari(folder: Path) -> None:
+    write_minari_dataset(folder, "hdf5", jpeg=False, lengths=(5, 3))
+
+
 def _targets() -> dict[str, Target]:
     codecs = {"raw": Codec(chunk=8), "zstd": Codec("zstd", chunk=8), "h264": Codec("h264", chunk=8)}
     found = {f"dataset {name}": Target(dataset(codec), read_dataset, fit_manifest) for name, codec in codecs.items()}
@@ -163,6 +168,7 @@ def _targets() -> dict[str, Target]:
     found["vpt mp4 + jsonl"] = Target(make_vpt, recordings("vpt"))
     found["mp4"] = Target(make_films, recordings("video"))
     found["lerobot"] = Target(lambda folder: write_lerobot(folder, (6, 4)) and None, recordings("lerobot"))
+    found["minari hdf5"] = Target(make_minari, recordings("minari"))
     return found
 
 

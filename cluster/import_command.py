@@ -32,6 +32,7 @@ def add_import_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--like", type=Path, metavar="DATASET", help="video: take action space and tasks from there")
     verb.add_argument("--env", default="", metavar="NAME", help="name of the environment in the dataset")
     verb.add_argument("--key", default="", metavar="NAME", help="lerobot: the camera; minari: the picture")
+    verb.add_argument("--patience", type=float, metavar="SECONDS", help="minari: that HDF5 may take for 64 frames")
     verb.add_argument("--exclude", type=Path, metavar="FILE", help="names of sources to leave out, one a line or JSON")
     verb.add_argument("--keep-going", action="store_true", help="leave out sources with a fault, report them, exit 1")
     verb.add_argument("--retry", action="store_true", help="try sources again that were left out")
@@ -69,6 +70,8 @@ def job_of(options: argparse.Namespace) -> "Job":
 
     if options.workers < 1:
         raise ConfigError(f"--workers must be at least 1, got {options.workers}")
+    if options.patience is not None and not 0 < options.patience < 1e9:
+        raise ConfigError(f"--patience is seconds above 0, got {options.patience:g}")
     how = Options(
         canvas=None if options.frame is None else Canvas(*_size(options.frame), options.fit),
         fps=None if options.fps is None else _rate(options.fps),
@@ -77,6 +80,7 @@ def job_of(options: argparse.Namespace) -> "Job":
         exclude=frozenset() if options.exclude is None else read_names(options.exclude),
         rules=Rules(options.recorder, options.camera_from, _foveation(options.camera), options.keep_escape),
         like=None if options.like is None else _recording(options.like),
+        patience=options.patience,
     )
     return Job(
         options.family, options.source.absolute(), how, options.out.absolute(), options.codec, options.keep_going

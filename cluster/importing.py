@@ -110,8 +110,8 @@ def planned(job: Job, reader: Importer) -> Plan:
 
 
 def _description(job: Job, reader: Importer) -> dict[str, Any]:
-    """What two starts have to agree on, as JSON; where the sources lie may change."""
-    options = {key: value for key, value in asdict(job.options).items() if key != "like"}
+    """What two starts have to agree on, as JSON; where the sources lie, and how long is waited, may change."""
+    options = {key: value for key, value in asdict(job.options).items() if key not in ("like", "patience")}
     options |= {"fps": str(job.options.fps), "exclude": sorted(job.options.exclude)}
     described = {"family": job.family, **with_codec(reader.recording, job.codec).to_json(), **options}
     return json.loads(json.dumps(described))

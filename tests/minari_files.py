@@ -1,10 +1,12 @@
 """Datasets that Minari itself writes."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import gymnasium
+import h5py
 import numpy as np
 from gymnasium import spaces
 from minari.data_collector import EpisodeBuffer
@@ -49,3 +51,13 @@ def write_minari_dataset(
         )
     storage.update_episodes(buffers)
     return folder, drawn
+
+
+def write_endless(folder: Path) -> Path:
+    """A dataset whose second episode is behind a pipe that nobody writes to: the HDF5 library waits for ever."""
+    write_minari_dataset(folder, "hdf5", True, lengths=(5, 5, 5))
+    os.mkfifo(folder / "data" / "pipe.hdf5")
+    with h5py.File(folder / "data" / "main_data.hdf5", "a") as file:
+        del file["episode_1/observations"]
+        file["episode_1/observations"] = h5py.ExternalLink("pipe.hdf5", "/")
+    return folder

@@ -1,9 +1,11 @@
 import hashlib
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
+from minari_files import write_endless
 from recordings import line, stamped, stamps, write_film, write_lerobot, write_lines, write_vpt
 
 from actors.importer import Job, Report, SourceImporter, finished_report, gather, report_path
@@ -125,3 +127,15 @@ def test_unknown_families_and_empty_places_are_named(tmp_path):
         SourceImporter(Job("minary", tmp_path, SMALL, tmp_path / "out"))
     with pytest.raises(DataError, match="there is nothing at"):
         SourceImporter(Job("vpt", tmp_path / "nowhere", SMALL, tmp_path / "out"))
+
+
+def test_an_episode_that_is_read_for_ever_is_left_out(tmp_path):
+    """The stand-in for a damaged HDF5 file blocks inside the HDF5 library. Negative control: without `keep_going`."""
+    sources = tuple(f"episode-{number:06d}" for number in range(3))
+    job = Job("minari", write_endless(tmp_path / "in"), Options(patience=1), tmp_path / "out", keep_going=True)
+    report, _ = SourceImporter(job).make(0, sources)
+    assert report.episodes == 2
+    (fault,) = report.quarantined
+    assert fault["source"] == "episode-000001" and "didn't end within 1 s" in fault["error"]
+    with pytest.raises(DataError, match="source 'episode-000001'"):
+        SourceImporter(replace(job, folder=tmp_path / "other", keep_going=False)).make(0, sources)

@@ -26,6 +26,7 @@ class Options:
         exclude: names of sources to leave out, such as recordings with the debug overlay.
         rules: of VPT recordings.
         like: of a dataset of labelled recordings, whose action space and tasks unlabelled films share.
+        patience: seconds that reading a part of an HDF5 file may take; None = by the size of the file.
     """
 
     canvas: Canvas | None = None
@@ -35,6 +36,7 @@ class Options:
     exclude: frozenset[str] = frozenset()
     rules: Rules = field(default_factory=Rules)
     like: Recording | None = None
+    patience: float | None = None
 
 
 class Importer(ABC):

@@ -8,7 +8,7 @@ with observation t + 1.
 import io
 import json
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from dreamer4.data.importers.canvas import Canvas, as_rgb
+from dreamer4.data.importers.hdf5 import Hdf5Reader
 from dreamer4.data.importers.importer import Importer, Options, naming, refuse_rate, without
 from dreamer4.data.importers.minari_files import HDF5, StoredEpisode, arrow_episode, hdf5_episode
 from dreamer4.data.importers.spaces import action_rows, action_space, space_from_json
@@ -89,10 +90,15 @@ class MinariImporter(Importer):
         if t != count + 1:
             raise DataError(f"'{self.root}' {source} has {count} actions, so {count + 1} pictures are wanted, not {t}")
 
+    @cached_property
+    def _hdf5(self) -> Hdf5Reader | None:
+        path = self.data / HDF5
+        return Hdf5Reader(path, self.options.patience) if path.exists() else None
+
     def _opened(self, source: str) -> AbstractContextManager[StoredEpisode]:
         number = int(source.rpartition("-")[2])
-        if (self.data / HDF5).is_file():
-            return hdf5_episode(self.data / HDF5, number)
+        if self._hdf5 is not None:
+            return nullcontext(hdf5_episode(self._hdf5, number))
         return arrow_episode(self.data / str(number), str(self.metadata.get("data_format")), *self.spaces)
 
     def _pictures(self, observations: Any, source: str) -> np.ndarray:

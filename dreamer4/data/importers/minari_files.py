@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset
 
+from dreamer4.data.importers.hdf5 import Hdf5Reader
 from dreamer4.data.importers.steps import PART_FRAMES
 from dreamer4.errors import DataError
 
@@ -27,37 +28,18 @@ class StoredEpisode:
     pieces: Callable[[], Iterator[tuple[Any, Any]]]  # observations and actions of the next rows
 
 
-@contextmanager
-def hdf5_episode(path: Path, number: int) -> Iterator[StoredEpisode]:
-    """Raises `DataError`, naming the file, if it or the episode is missing or damaged, or h5py isn't installed."""
-    try:
-        import h5py
-    except ImportError:
-        raise DataError("Minari datasets in HDF5 need h5py: pip install 'dreamer4-ray[minari]'") from None
-
-    def nested(node: Any, rows: slice) -> Any:
-        if not isinstance(node, h5py.Group):
-            return node[rows]
-        found = {key: nested(inner, rows) for key, inner in node.items()}
-        if "_index_0" in found:  # a tuple
-            return [found[f"_index_{index}"] for index in range(len(found))]
-        return found
+def hdf5_episode(reader: Hdf5Reader, number: int) -> StoredEpisode:
+    """Raises `DataError`, naming the file, if it or the episode is missing or damaged; as reading from it does."""
+    group = f"episode_{number}"
+    count = reader.length(f"{group}/rewards")
 
     def pieces() -> Iterator[tuple[Any, Any]]:
         for start in range(0, count + 1, PART_FRAMES):
             stop = min(start + PART_FRAMES, count + 1)
-            yield (
-                nested(group["observations"], slice(start, stop)),
-                nested(group["actions"], slice(start, min(stop, count))),
-            )
+            seen = reader.read(f"{group}/observations", start, stop)
+            yield seen, reader.read(f"{group}/actions", start, min(stop, count))
 
-    try:
-        with h5py.File(path, "r") as file:
-            group: Any = file[f"episode_{number}"]
-            count = len(group["rewards"])
-            yield StoredEpisode(count, lambda name: np.asarray(group[name][:]), pieces)
-    except (KeyError, OSError, RuntimeError, ValueError, TypeError, AttributeError) as error:
-        raise DataError(f"'{path}' is damaged, or lacks a part of episode {number}: {error}") from error
+    return StoredEpisode(count, lambda name: reader.read(f"{group}/{name}"), pieces)
 
 
 @contextmanager

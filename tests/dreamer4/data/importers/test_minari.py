@@ -3,14 +3,16 @@
 import json
 import shutil
 
+import h5py
 import numpy as np
 import pytest
 from gymnasium import spaces
-from minari_files import PICTURE
+from minari_files import PICTURE, write_endless
 from minari_files import write_minari_dataset as write
 from recordings import imported, stamped, stamps
 
 from dreamer4.actions import Part
+from dreamer4.data.importers.hdf5 import Hdf5Reader
 from dreamer4.data.importers.importer import Options
 from dreamer4.data.importers.minari import MinariImporter
 from dreamer4.errors import DataError
@@ -53,8 +55,6 @@ def test_datasets_without_pictures_are_refused(tmp_path):
     folder, _ = write(tmp_path, "hdf5", True)
     metadata = folder / "data" / "metadata.json"
     whole = json.loads(metadata.read_text())
-    import h5py
-
     with h5py.File(folder / "data" / "main_data.hdf5", "a") as file:
         del file["episode_0/observations"]
         file["episode_0/observations"] = np.zeros((71, 17), np.float64)
@@ -83,3 +83,32 @@ def test_missing_and_damaged_episodes_are_named(tmp_path, form):
         shutil.rmtree(folder / "data" / "0")
     with pytest.raises(DataError, match=r"is damaged|holds no"):
         imported(MinariImporter(folder, Options()), "episode-000000")
+
+
+def test_an_hdf5_file_that_is_read_for_ever_is_an_error_and_others_can_still_be_read(tmp_path):
+    importer = MinariImporter(write_endless(tmp_path), Options(patience=1))
+    assert len(imported(importer, "episode-000000")) == 1
+    with pytest.raises(DataError, match=r"main_data.hdf5' is damaged.*episode_1/observations.* didn't end within 1 s"):
+        imported(importer, "episode-000001")
+    assert stamps(imported(importer, "episode-000002")[0].frames_THWC) == list(range(256, 262))
+
+
+def test_an_hdf5_library_that_crashes_is_an_error(tmp_path):
+    folder, _ = write(tmp_path, "hdf5", True, lengths=(5,))
+    reader = Hdf5Reader(folder / "data" / "main_data.hdf5")
+    assert reader.length("episode_0/rewards") == 5
+    assert reader._process is not None
+    reader._process.kill()
+    with pytest.raises(DataError, match=r"ended its process \(-9\)"):
+        reader.length("episode_0/rewards")
+    assert reader.length("episode_0/rewards") == 5
+
+
+def test_larger_hdf5_files_are_given_longer(tmp_path):
+    small, large = tmp_path / "small", tmp_path / "large"
+    for path, size in ((small, 1), (large, 1 << 40)):
+        with open(path, "wb") as file:
+            file.truncate(size)
+    assert 60 < Hdf5Reader(small).seconds < 61
+    assert Hdf5Reader(large).seconds > 3600
+    assert Hdf5Reader(large, 5).seconds == 5
