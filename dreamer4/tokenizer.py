@@ -7,14 +7,13 @@ reads learned patch queries and the latents. Both are causal in time, so that fr
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 from dreamer4.attention import axial_angles
 from dreamer4.cache import TimeCache
 from dreamer4.decode import Sight
 from dreamer4.errors import ConfigError, DataError
+from dreamer4.patches import moved, pack, patchify, unpack, unpatchify
 from dreamer4.perceptual import Perceptual
 from dreamer4.transformer import (
     Transformer,
@@ -48,6 +47,7 @@ class TokenizerConfig:
     lpips_weight: float = 0.2  # used when perceptual weights are given
     standardize: bool = False  # [G] inputs and errors in units of each pixel's spread over the dataset
     masked_loss_only: bool = False  # [G] the paper's wording is full-frame
+    motion_weight: float = 0.0  # [G] extra weight of pixels that differ between neighbouring frames of a clip
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "frame", tuple(self.frame))
@@ -61,6 +61,8 @@ class TokenizerConfig:
             raise ConfigError(f"latents ({self.latents}) must be a multiple of pack ({self.pack})")
         if not 0 <= self.mask_max < 1:
             raise ConfigError(f"mask_max must be in [0, 1), got {self.mask_max}")
+        if self.motion_weight < 0:
+            raise ConfigError(f"motion_weight must not be negative, got {self.motion_weight}")
 
     @property
     def canvas(self) -> tuple[int, int]:
@@ -105,37 +107,6 @@ def decoder_mask(modality_S: Tensor) -> Tensor:
     """`[S, S]`: latents read latents only, tokens of a modality read that modality and the latents."""
     query, key = modality_S[:, None], modality_S[None, :]
     return (query == key) | (key == LATENT)
-
-
-def padding(size: int, padded: int) -> tuple[int, int]:
-    """Pixels before and after, half on each side (360 -> 384: 12 and 12)."""
-    extra = padded - size
-    return extra // 2, extra - extra // 2
-
-
-def patchify(video_BTHWC: Tensor, patch: int, padded: tuple[int, int]) -> Tensor:
-    """`[B, T, P, Q]` patches of frames that are zero-padded to `padded` rows and columns."""
-    rows, columns = (padding(*sizes) for sizes in zip(video_BTHWC.shape[2:4], padded, strict=True))
-    video = F.pad(video_BTHWC, (0, 0, *columns, *rows))
-    return rearrange(video, "b t (h p) (w q) c -> b t (h w) (p q c)", p=patch, q=patch)
-
-
-def unpatchify(patches_BTPQ: Tensor, frame: tuple[int, int, int], patch: int, padded: tuple[int, int]) -> Tensor:
-    """The inverse of `patchify`, padding cut off."""
-    height, width, channels = frame
-    top, left = padding(height, padded[0])[0], padding(width, padded[1])[0]
-    rows = padded[0] // patch
-    video = rearrange(patches_BTPQ, "b t (h w) (p q c) -> b t (h p) (w q) c", h=rows, p=patch, q=patch, c=channels)
-    return video[:, :, top : top + height, left : left + width]
-
-
-def pack(latents_BTSD: Tensor, neighbours: int) -> Tensor:
-    """Neighbouring latents side by side in the channels: `[B, T, S, D]` -> `[B, T, S / n, n D]`."""
-    return rearrange(latents_BTSD, "b t (s n) d -> b t s (n d)", n=neighbours)
-
-
-def unpack(latents_BTSD: Tensor, neighbours: int) -> Tensor:
-    return rearrange(latents_BTSD, "b t s (n d) -> b t (s n) d", n=neighbours)
 
 
 @dataclass
@@ -301,7 +272,11 @@ class Tokenizer(nn.Module):
         patches = self.patches_of(target)
         latents = self.encode_tokens(patches, masked_BTP, segment_BT)
         output = self.decode_tokens(latents, segment_BT)
-        error_BTP = (output.float() - patches).square().mean(dim=-1)
+        error_BTPQ = (output.float() - patches).square()
+        if self.config.motion_weight:
+            moved_BTHWC = moved(video_BTHWC, segment_BT).float().expand_as(target)
+            error_BTPQ = error_BTPQ * (1 + self.config.motion_weight * self.patches_of(moved_BTHWC))
+        error_BTP = error_BTPQ.mean(dim=-1)
         if self.config.masked_loss_only:
             losses = {"mse": torch.where(masked_BTP, error_BTP, 0.0).sum() / masked_BTP.sum().clamp_min(1)}
         else:

@@ -7,16 +7,9 @@ from factories import changed, frames_that_differ, normal, random_video, tiny_to
 from torch import Tensor
 
 from dreamer4.errors import ConfigError, DataError
+from dreamer4.patches import moved, pack, padding, patchify, unpack, unpatchify
 from dreamer4.rng import generator
-from dreamer4.tokenizer import (
-    Tokenizer,
-    TokenizerConfig,
-    pack,
-    padding,
-    patchify,
-    unpack,
-    unpatchify,
-)
+from dreamer4.tokenizer import Tokenizer, TokenizerConfig
 
 
 @torch.no_grad()
@@ -310,6 +303,37 @@ def test_the_loss_of_masked_patches_only_is_their_mean():
 def test_the_loss_of_masked_patches_is_zero_where_none_is_masked():
     model = tiny_tokenizer(masked_loss_only=True)
     assert model.losses(random_video(1, 2), None, torch.zeros(1, 2, 6, dtype=torch.bool))["mse"].item() == 0
+
+
+def test_a_pixel_moves_where_the_frame_before_or_after_differs_but_not_across_episodes():
+    video = torch.zeros(1, 4, 3, 3, 3, dtype=torch.uint8)
+    video[0, 1:, 0, 1, 2] = 9  # between frames 0 and 1
+    video[0, 3, 2, 2, 0] = 9  # between frames 2 and 3
+    everywhere, places = moved(video), [[0, 0, 0, 1, 0], [0, 1, 0, 1, 0], [0, 2, 2, 2, 0], [0, 3, 2, 2, 0]]
+    assert everywhere.shape == (1, 4, 3, 3, 1) and everywhere.nonzero().tolist() == places
+    assert moved(video, torch.tensor([[0, 0, 0, 1]])).nonzero().tolist() == places[:2]
+    assert not moved(video[:, :1]).any()
+
+
+def test_pixels_that_move_weigh_more():
+    model, plain = tiny_tokenizer(motion_weight=3.0), tiny_tokenizer()
+    video = random_video(2, 1).repeat(1, 3, 1, 1, 1)
+    masked = model.sample_mask(2, 3, generator("mask"))
+    with torch.no_grad():
+        assert model.losses(video, None, masked)["mse"] == plain.losses(video, None, masked)["mse"]
+        video = changed(video, 0, 1, 4, 5)
+        patches = model.patches_of(video.float() / 255)
+        weights = torch.ones_like(video.float())
+        weights[0, :, 4, 5] = 4.0  # in frame 1 itself, and in the frames before and after
+        error = (model.decode_tokens(model.encode_tokens(patches, masked)) - patches).square()
+        loss = model.losses(video, None, masked)["mse"].item()
+    expected = (error * (1 + model.patches_of(weights - 1))).mean()
+    assert loss == pytest.approx(expected.item(), rel=1e-5) and loss > error.mean().item()
+
+
+def test_a_negative_weight_of_motion_is_refused():
+    with pytest.raises(ConfigError, match=r"motion_weight must not be negative, got -1"):
+        TokenizerConfig(motion_weight=-1)
 
 
 def test_the_perceptual_term_compares_frames_without_padding_in_the_unit_interval():
