@@ -27,7 +27,7 @@ from recordings import line, stamped, write_film, write_lerobot, write_vpt
 from worlds import SPACE
 
 FRAME = (32, 32, 3)
-ROWS = Options(canvas=Canvas(16, 24), patience=20)
+ROWS = Options(canvas=Canvas(16, 24), name="damaged", patience=20)
 
 
 @dataclass(frozen=True)

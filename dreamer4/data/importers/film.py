@@ -27,8 +27,8 @@ def frames_of(path: Path) -> Iterator[np.ndarray]:
     """
     with _opened(path) as (container, stream):
         promised, count = stream.frames, 0
-        for frame in container.decode(stream):
-            yield _pixels(frame, path, count)
+        for frame, complaint in _decoded(container, stream):
+            yield _pixels(frame, path, count, complaint)
             count += 1
         if count == 0:
             raise DataError(f"'{path}' has no frame: download or record it again")
@@ -49,12 +49,12 @@ def frames_between(path: Path, start: float, count: int) -> Iterator[np.ndarray]
         if start > 0:
             container.seek(origin + int(start / base), stream=stream, backward=True)
         given = 0
-        for frame in container.decode(stream):
+        for frame, complaint in _decoded(container, stream):
             if frame.pts is None:
                 raise DataError(f"'{path}' has frames without a time: episodes can't be found in it; encode it again")
             if (frame.pts - origin) * base < start - early:
-                continue
-            yield _pixels(frame, path, given)
+                continue  # a decoder may miss what was before the place that it began at
+            yield _pixels(frame, path, given, complaint)
             given += 1
             if given == count:
                 return
@@ -97,7 +97,7 @@ def _opened(path: Path) -> Iterator[tuple[Any, "av.VideoStream"]]:
                 raise DataError(f"'{path}' has frames of {height}x{width} pixels, from 1 to {LARGEST} are possible")
             # Damaged pictures are an error, and not something that the decoder paints over. One thread: there are as
             # many importers as cores.
-            stream.codec_context.options = {"err_detect": "explode"}
+            stream.codec_context.options = {"err_detect": "crccheck+bitstream+buffer+explode"}
             stream.codec_context.thread_count = 1
             yield container, stream
     except av.FFmpegError as error:
@@ -106,9 +106,37 @@ def _opened(path: Path) -> Iterator[tuple[Any, "av.VideoStream"]]:
         raise DataError(f"'{path}' is damaged or no film, {error}: download it again") from error
 
 
-def _pixels(frame: "av.VideoFrame", path: Path, number: int) -> np.ndarray:
-    if frame.is_corrupt:
-        raise DataError(f"'{path}' is damaged at frame {number}: download it again")
+def _decoded(container: Any, stream: "av.VideoStream") -> Iterator[tuple["av.VideoFrame", str]]:
+    """Frames, and what was found wrong while each was decoded; "" where nothing was.
+
+    libav tells of some damages in its log only, and goes on. It is listened to while it decodes and not between frames,
+    when others may use it in this thread.
+    """
+    av = _av()
+    frames = _frames(container, stream)
+    while True:
+        level = av.logging.get_level()
+        av.logging.set_level(av.logging.ERROR)
+        try:
+            with av.logging.Capture() as said:
+                frame, complaint = next(frames, (None, ""))
+        finally:
+            av.logging.set_level(level)
+        if frame is None:
+            return
+        yield frame, complaint or "; ".join(text.strip() for grade, _, text in said if grade <= av.logging.ERROR)
+
+
+def _frames(container: Any, stream: "av.VideoStream") -> Iterator[tuple["av.VideoFrame", str]]:
+    for packet in container.demux(stream):
+        for frame in packet.decode():
+            corrupt = frame.is_corrupt or packet.is_corrupt
+            yield frame, "it is marked as corrupt" if corrupt else ""
+
+
+def _pixels(frame: "av.VideoFrame", path: Path, number: int, complaint: str) -> np.ndarray:
+    if complaint:
+        raise DataError(f"'{path}' is damaged near frame {number}, {complaint[:200]}: download it again")
     return frame.to_ndarray(format="rgb24")
 
 

@@ -1,3 +1,4 @@
+from contextlib import nullcontext
 from fractions import Fraction
 
 import av
@@ -6,6 +7,7 @@ import pytest
 from recordings import imported, stamped, stamps, write_film
 
 from dreamer4.actions import ActionSpace, Part
+from dreamer4.data.importers import film
 from dreamer4.data.importers.canvas import Canvas, as_rgb
 from dreamer4.data.importers.film import at_rate, frame_rate, frames_between, frames_of
 from dreamer4.data.importers.importer import Options
@@ -164,3 +166,23 @@ def test_films_of_several_sizes_need_a_word_from_the_user(tmp_path):
 
 def test_the_rate_of_a_film_is_the_stated_one(tmp_path):
     assert frame_rate(write_film(tmp_path / "a.mp4", [stamped(0)] * 9, rate=12)) == 12
+
+
+@pytest.mark.parametrize(("level", "noticed"), [(av.logging.ERROR, True), (av.logging.WARNING, False)])
+def test_what_the_decoder_only_says_in_its_log_is_an_error(tmp_path, monkeypatch, level, noticed):
+    """Negative controls: a warning, and an error that somebody else has between two frames."""
+    path, decoded = write_film(tmp_path / "a.mp4", (stamped(t) for t in range(6))), film._frames
+
+    def muttering(container, stream):
+        for number, found in enumerate(decoded(container, stream)):
+            if number == 4:
+                av.logging.log(level, "h264", "co located POCs unavailable")
+            yield found
+
+    monkeypatch.setattr(film, "_frames", muttering)
+    given, before = [], av.logging.get_level()
+    with pytest.raises(DataError, match="frame 4, co located POCs") if noticed else nullcontext():
+        for frame in film.frames_of(path):
+            given.append(frame)
+            av.logging.log(av.logging.ERROR, "h264", "of another film")
+    assert len(given) == (4 if noticed else 6) and av.logging.get_level() == before
