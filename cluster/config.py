@@ -66,6 +66,7 @@ class ResourceConfig:
     trainer_threads: int = 1  # more than one changes the order of sums, and with it the last bits
     worker_threads: int = 1
     collectors: int = 2
+    peak_tflops: float | None = None  # of every trainer's device, for its utilisation; none: that of GPUs we know
     storage: str | None = None  # URL of a folder, of this run alone, that training's checkpoints are copied to as well
     node_price: float = 0.0  # of a node, per hour, in your currency; for the dashboard's cost per million frames
     object_store_mb: int = 500  # of a Ray that the run starts itself
@@ -217,6 +218,8 @@ def _shares(config: RunConfig) -> Iterator[str]:
         yield f"data.validation must leave episodes on both sides, so between 0 and 1, got {config.data.validation}"
     if config.resources.trainer_gpus < 0 or config.resources.worker_gpus < 0:
         yield "resources.trainer_gpus and resources.worker_gpus can't be negative"
+    if config.resources.peak_tflops is not None and config.resources.peak_tflops <= 0:
+        yield f"resources.peak_tflops must be greater than 0, got {config.resources.peak_tflops}"
     if config.resources.node_price < 0:
         yield f"resources.node_price is a price per hour, so at least 0, got {config.resources.node_price}"
 

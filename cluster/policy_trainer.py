@@ -19,6 +19,7 @@ from cluster.models import load_policy
 from cluster.registry import Lease, open_registry
 from cluster.run import Run
 from cluster.telemetry import MetricsWriter
+from cluster.utilisation import Utilisation
 from cluster.variants import Variant
 from dreamer4.errors import RunError
 from dreamer4.types import Rollout, Weights
@@ -33,6 +34,7 @@ class PolicyTrainer:
         config = self.run.config
         head = load_policy(self.run, "bc")
         self.learner = PolicyLearner(head, config.dynamics.feature_width, config.policy, config.seed)
+        self.utilisation = Utilisation(config.resources, self.learner.device, "float32")
         self.recent: deque[Weights] = deque(maxlen=config.policy.max_staleness + 1)
         self.checkpoints = self.run.checkpoints(variant.stage)
         self.stage = variant.stage
@@ -87,7 +89,7 @@ class PolicyTrainer:
         if index != self.learner.updates:
             return self._told(), self.recent[-1]
         metrics = self.learner.step(index, list(rollouts))
-        metrics["learner_seconds"] = time.monotonic() - begin
+        metrics |= self.utilisation.metrics(self.learner.estimate_flops(rollouts), time.monotonic() - begin)
         self.recent.append(self._version())
         self.metrics.write(self.stage, index, metrics)
         if save:

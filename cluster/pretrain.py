@@ -22,6 +22,7 @@ from cluster.models import load_policy as load_policy_head
 from cluster.placement import result, worker
 from cluster.run import Run
 from cluster.telemetry import MetricsWriter, Progress
+from cluster.utilisation import Utilisation
 from cluster.variants import IMITATIONS, training_of
 from dreamer4.data.loader import Prefetch
 from dreamer4.data.statistics import pixel_statistics
@@ -91,9 +92,11 @@ class StageTrainer:
         self.learner = build_learner(self.run, stage)
         data = RunData(self.run).dataset
         read_ahead(self.learner, choose_device(self.run), data.manifest.recording.codec.kind != "raw")
-        self.learner.parallelise(Parallel(self.run.config.parallel, rank, world))
+        config = self.run.config
+        self.learner.parallelise(Parallel(config.parallel, rank, world))
+        self.utilisation = Utilisation(config.resources, choose_device(self.run), config.parallel.precision, world)
         self.checkpoints, self.position = self.run.checkpoints(stage), 0
-        storage = self.run.config.resources.storage
+        storage = config.resources.storage
         self.mirror = Mirror(f"{storage}/{stage}") if storage is not None and rank == 0 else None
         self.started = time.process_time()
 
@@ -116,7 +119,10 @@ class StageTrainer:
         """Up to `most` updates, fewer where they take long; returns their metrics, in order."""
         rows, begin = [], time.monotonic()
         while len(rows) < most and (not rows or time.monotonic() - begin < PORTION_SECONDS):
-            rows.append(self.learner.step(self.position))
+            started = time.monotonic()
+            row = self.learner.step(self.position)
+            flops, seconds = self.learner.estimate_flops(self.position), time.monotonic() - started
+            rows.append({**row, **self.utilisation.metrics(flops, seconds)})
             self.position += 1
         return rows
 

@@ -10,7 +10,10 @@ model FLOPs utilisation (MFU). Masks are not taken off, so a short clip in a wid
 is: attention over T frames of a window counts T x T.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
 
 from dreamer4.agent import HeadsConfig
 from dreamer4.distributions import logits_of
@@ -41,12 +44,19 @@ def linear(tokens: int, inputs: int, outputs: int, first: bool = False) -> Flops
     return Flops(forward, forward if first else 2 * forward)
 
 
+def mlp(tokens: int, sizes: Sequence[int], first: bool = False) -> Flops:
+    """Linear layers one after the other, from the width of `sizes[0]` to that of the last, as `dreamer4.heads.Mlp`."""
+    layers = list(pairwise(sizes))
+    return sum((linear(tokens, *layer, first and not i) for i, layer in enumerate(layers)), Flops())
+
+
 def attention(groups: int, length: int, width: int) -> Flops:
     """`groups` times attention of `length` tokens to each other: logits, and the weighted sum, of all heads."""
     forward = 2 * 2 * groups * length * length * width
     return Flops(forward, 2 * forward)
 
 
+@cache
 def transformer(config: TransformerConfig, batch: int, length: int, slots: int) -> Flops:
     """`batch` rows of `length` frames of `slots` tokens."""
     tokens, width = batch * length * slots, config.width
@@ -91,12 +101,9 @@ def dynamics(config: DynamicsConfig, batch: int, length: int, agent: bool = Fals
 def heads(config: HeadsConfig, dynamics: DynamicsConfig, frames: int) -> Flops:
     """The heads of policy, reward and end on the features of `frames` frames."""
     outputs = [sum(logits_of(part) for part in dynamics.space.parts), config.bins, 1]
-    total = Flops()
+    trunk, total = [dynamics.feature_width, *[config.hidden] * max(1, config.layers)], Flops()
     for size in outputs if config.continues else outputs[:2]:
-        total += linear(frames, dynamics.feature_width, config.hidden)
-        for _ in range(config.layers - 1):
-            total += linear(frames, config.hidden, config.hidden)
-        total += linear(frames, config.hidden, config.offsets * size)
+        total += mlp(frames, [*trunk, config.offsets * size])
     return total
 
 

@@ -18,8 +18,9 @@ class Mlp(nn.Module):
 
     def __init__(self, width: int, hidden: int, layers: int, outputs: int):
         super().__init__()
+        self.sizes = [width, *[hidden] * max(1, layers), outputs]
         blocks: list[nn.Module] = []
-        for inputs in [width] + [hidden] * (layers - 1):
+        for inputs in self.sizes[:-2]:
             blocks += [nn.Linear(inputs, hidden, bias=False), RMSNorm(hidden), nn.SiLU()]
         self.trunk = nn.Sequential(*blocks)
         self.output = nn.Linear(hidden, outputs)

@@ -144,7 +144,6 @@ class AgentLearner(Learner):
         return {"shortcut": masked_mean(error_BT, modelled_BT), **heads}
 
     def estimate_flops(self, index: int) -> int:
-        """Floating-point operations of update number `index`, all parts together, as `dreamer4.flops` counts them."""
         batch, length = self.training.batch, self.training.length
         return flops.shortcut_update(self.dynamics.config, self.shortcut, batch, length, self.heads.config)
 
@@ -193,6 +192,11 @@ class FilteredBCLearner(Learner):
         _, everywhere = self.targets(self.clips.batch(index, batch, length, contents=False))
         return {"policy": loss * (int(mask.sum()) / max(1, int(everywhere.sum())))}
 
+    def estimate_flops(self, index: int) -> int:
+        batch, length = self.training.batch, self.training.length
+        features = flops.dynamics(self.dynamics.config, batch, length, agent=True).forward
+        return features + flops.mlp(batch * length, self.policy.mlp.sizes, first=True).total
+
     def targets(self, clip: Clip) -> tuple[Tensor, Tensor]:
         """Actions `[B, T, offsets, A]`, and bool `[B, T, offsets]` where they are known."""
         return mtp_targets(clip.act_out_BTA, clip.act_out_known_BT, clip.segment_BT, self.policy.offsets)
@@ -208,6 +212,13 @@ class ScratchBCLearner(FilteredBCLearner):
 
     def trained(self, dynamics: Dynamics, policy: PolicyHead) -> nn.Module:
         return nn.ModuleDict({"dynamics": dynamics, "policy": policy})
+
+    def estimate_flops(self, index: int) -> int:
+        config, batch, length = self.dynamics.config, self.training.batch, self.training.length
+        total = flops.dynamics(config, batch, length, agent=True)
+        total += flops.mlp(batch * length, self.policy.mlp.sizes)
+        predictions = flops.linear(batch * length * config.latents, config.width, config.channels)
+        return total.total - predictions.backward  # made, but no loss looks at them
 
 
 def context_features(

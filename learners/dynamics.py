@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dreamer4 import flops
-from dreamer4.data.clips import ClipSampler
+from dreamer4.data.loader import Batches
 from dreamer4.dynamics import Dynamics
 from dreamer4.errors import ConfigError
 from dreamer4.normalise import RmsNormaliser
@@ -110,7 +110,7 @@ class DynamicsLearner(Learner):
     stage = "dynamics"
 
     def __init__(
-        self, dynamics: Dynamics, training: DynamicsTraining, shortcut: ShortcutConfig, clips: ClipSampler, seed: int
+        self, dynamics: Dynamics, training: DynamicsTraining, shortcut: ShortcutConfig, clips: Batches, seed: int
     ):
         super().__init__(dynamics, RmsNormaliser(["shortcut"]), training.optim, training.steps)
         self.dynamics, self.training, self.shortcut, self.clips, self.seed = dynamics, training, shortcut, clips, seed
@@ -125,7 +125,6 @@ class DynamicsLearner(Learner):
         return {"shortcut": loss if rows.whole else loss * rows.share}
 
     def estimate_flops(self, index: int) -> int:
-        """Floating-point operations of update number `index`, all parts together, as `dreamer4.flops` counts them."""
         return flops.shortcut_update(self.dynamics.config, self.shortcut, *self.training.batch_shape(self.seed, index))
 
     def shortcut_loss(self, clip: Clip, noise: torch.Generator, rows: Rows | None = None) -> Tensor:

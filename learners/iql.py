@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from dreamer4 import flops
 from dreamer4.agent import masked_mean
 from dreamer4.data.clips import ClipSampler
 from dreamer4.dynamics import Dynamics
@@ -125,6 +126,14 @@ class IQLLearner(Learner):
         everywhere = transitions(self.clips.batch(index, batch, length, contents=False))
         share = int(transitions(clip).sum()) / max(1, int(everywhere.sum()))
         return {name: loss * share for name, loss in losses.items()}
+
+    def estimate_flops(self, index: int) -> int:
+        batch, length = self.training.batch, self.training.length
+        value, choices = self.model.value, self.model.policy.space.parts[0].size
+        sizes = [*value.sizes[:-1], choices], value.sizes, self.model.policy.mlp.sizes
+        of_q, of_value, of_policy = (flops.mlp(batch * (length - 1), one, first=True) for one in sizes)
+        features = flops.dynamics(self.dynamics.config, batch, length, agent=True).forward
+        return features + 2 * (of_q.total + of_q.forward) + of_value.total + of_value.forward + of_policy.total
 
     def step(self, index: int) -> dict[str, float]:
         metrics = super().step(index)

@@ -37,6 +37,10 @@ class Learner(ABC):
         Of a part of the batch: what it adds to them. The parts' losses add up to those of the whole batch.
         """
 
+    @abstractmethod
+    def estimate_flops(self, index: int) -> int:
+        """Floating-point operations of update number `index`, all parts together, as `dreamer4.flops` counts them."""
+
     def weight(self, name: str) -> float:
         """Factor of a loss term after normalisation."""
         return 1.0

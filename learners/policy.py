@@ -5,6 +5,7 @@ machine than the workers that imagine.
 """
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dreamer4 import flops
 from dreamer4.errors import ConfigError
 from dreamer4.heads import PolicyHead, ScalarHead
 from dreamer4.pmpo import PMPOCounts, pmpo_counts, pmpo_loss
@@ -159,6 +161,13 @@ class PolicyLearner:
                 "value_norm": value_norm,
                 "staleness": float(np.mean([index - rollout.version for rollout in rollouts])),
             }
+
+    def estimate_flops(self, rollouts: Sequence[Rollout]) -> int:
+        """Floating-point operations of an update by this process's rollouts, as `dreamer4.flops` counts them."""
+        batch, horizon = sum(len(rollout.reward_BT) for rollout in rollouts), rollouts[0].reward_BT.shape[1]
+        policy, value = (flops.mlp(batch * horizon, m.mlp.sizes, first=True) for m in (self.policy, self.value))
+        bootstrap = flops.mlp(batch * (horizon + 1), self.value.mlp.sizes)
+        return policy.total + policy.forward + value.total + bootstrap.forward  # the prior passes forward only
 
     def _total(self, shares: dict[str, Tensor]) -> dict[str, float]:
         return {name: float(value) for name, value in self.parallel.total(shares).items()}

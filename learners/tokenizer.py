@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dreamer4 import flops
-from dreamer4.data.clips import ClipSampler
+from dreamer4.data.loader import Batches
 from dreamer4.errors import ConfigError
 from dreamer4.normalise import RmsNormaliser
 from dreamer4.perceptual import Perceptual
@@ -39,7 +39,7 @@ class TokenizerTraining:
 class TokenizerLearner(Learner):
     stage = "tokenizer"
 
-    def __init__(self, tokenizer: Tokenizer, training: TokenizerTraining, clips: ClipSampler, seed: int):
+    def __init__(self, tokenizer: Tokenizer, training: TokenizerTraining, clips: Batches, seed: int):
         self.perceptual = None
         if training.perceptual_vgg and training.perceptual_linear:
             self.perceptual = Perceptual.load(training.perceptual_vgg, training.perceptual_linear)
@@ -64,7 +64,6 @@ class TokenizerLearner(Learner):
         return {name: loss * shares[name] for name, loss in losses.items()}
 
     def estimate_flops(self, index: int) -> int:
-        """Floating-point operations of update number `index`, all parts together, as `dreamer4.flops` counts them."""
         return flops.tokenizer(self.tokenizer.config, self.training.batch, self.training.length).total
 
     def units(self) -> list[Unit]:
@@ -74,7 +73,7 @@ class TokenizerLearner(Learner):
         return self.tokenizer.config.lpips_weight if name == "lpips" else 1.0
 
     @torch.no_grad()
-    def validate(self, clips: ClipSampler, batches: int = 4) -> dict[str, float]:
+    def validate(self, clips: Batches, batches: int = 4) -> dict[str, float]:
         """Squared error in [0, 1] units of unmasked reconstructions, as PSNR in dB."""
         errors = []
         for index in range(batches):

@@ -12,8 +12,10 @@ from worlds import World
 
 from dreamer4 import flops
 from dreamer4.shortcut import ShortcutConfig
-from learners.agent import AgentLearner, AgentTraining
+from learners.agent import AgentLearner, AgentTraining, FilteredBCLearner, ScratchBCLearner
 from learners.dynamics import DynamicsLearner, DynamicsTraining
+from learners.iql import IQLLearner, IQLModel, IQLTraining
+from learners.learner import Learner
 from learners.parallel import Parallel, ParallelConfig
 from learners.tokenizer import TokenizerLearner, TokenizerTraining
 
@@ -21,7 +23,7 @@ TRAINING = DynamicsTraining(steps=10, batch=4, length=3, long_length=6, long_bat
 SHORTCUT = ShortcutConfig(k_max=8)
 
 
-def counted(learner: TokenizerLearner | DynamicsLearner | AgentLearner, index: int) -> int:
+def counted(learner: Learner, index: int) -> int:
     """By torch, of an update of one process."""
     with FlopCounterMode(display=False) as counter:
         learner.step(index)
@@ -45,6 +47,18 @@ def agent_learner(world: World) -> AgentLearner:
     return AgentLearner(dynamics, heads, training, SHORTCUT, world.clips(), everything, 7)
 
 
+def bc_learner(world: World, scratch: bool) -> FilteredBCLearner:
+    dynamics, kind = tiny_dynamics().train(), ScratchBCLearner if scratch else FilteredBCLearner
+    policy = tiny_heads(dynamics, layers=2).policy.train()
+    return kind(dynamics, policy, AgentTraining(steps=10, batch=4, length=5), SHORTCUT, world.clips(), 7)
+
+
+def iql_learner(world: World) -> IQLLearner:
+    dynamics, training = tiny_dynamics(agent_tokens=2), IQLTraining(steps=10, batch=4, length=5, hidden=24, layers=2)
+    model = IQLModel(tiny_heads(dynamics).policy, dynamics.config.feature_width, training).train()
+    return IQLLearner(dynamics, model, training, 0.9, SHORTCUT, world.clips(), 7)
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -54,8 +68,14 @@ def agent_learner(world: World) -> AgentLearner:
         lambda world: dynamics_learner(world, kv_heads=2, action_tokens=2, registers=1),
         tokenizer_learner,
         agent_learner,
+        lambda world: bc_learner(world, scratch=False),
+        lambda world: bc_learner(world, scratch=True),
+        iql_learner,
     ],
-    ids=["dynamics", "bootstrapped rows", "no teacher", "other tokens", "tokenizer", "agent"],
+    ids=[
+        *("dynamics", "bootstrapped rows", "no teacher", "other tokens"),
+        *("tokenizer", "agent", "filtered BC", "BC from scratch", "IQL"),
+    ],
 )
 def test_the_estimate_is_what_torch_counts(make: Callable, world: World):
     """To the last operation, on short batches and on long ones."""

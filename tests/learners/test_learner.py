@@ -36,6 +36,9 @@ class Regression(Learner):
             fit = fit + (0.0 * self.module.weight.sum()).abs().sqrt()
         return {"fit": fit, "size": self.module.weight.square().mean()}
 
+    def estimate_flops(self, index: int) -> int:
+        return 2 * 2 * 8 * 3  # forward, and the weights' gradients
+
 
 def everything(learner: Learner) -> object:
     return copied({"weights": learner.weights(), "state": learner.state()})

@@ -9,6 +9,7 @@ import pytest
 import torch
 from factories import lively, normal
 from states import assert_equal, copied, same
+from torch.utils.flop_counter import FlopCounterMode
 
 from dreamer4.actions import ActionSpace
 from dreamer4.checkpoint import Checkpoints
@@ -56,6 +57,13 @@ def rollout(index: int, version: int | None = None) -> Rollout:
 
 def everything(learner: PolicyLearner) -> object:
     return copied({"weights": learner.weights(), "state": learner.state()})
+
+
+def test_the_estimate_is_what_torch_counts():
+    learner, rollouts = make_learner(replace(TRAINING, value_layers=2)), [rollout(0), rollout(1)]
+    with FlopCounterMode(display=False) as counter:
+        learner.step(0, rollouts)
+    assert learner.estimate_flops(rollouts) == counter.get_total_flops() > learner.estimate_flops(rollouts[:1])
 
 
 def read_only(one: Rollout) -> Rollout:
