@@ -23,6 +23,7 @@ from dreamer4.errors import RunError
 
 HTML = Path(__file__).with_name("dashboard.html")
 PORTS = range(8300, 8320)
+CLOSING = 0.05  # seconds between two looks at whether it is to close
 NAMES = ("127.0.0.1", "localhost", "[::1]")  # of us; whoever calls us otherwise was sent here by somebody
 # The browser may ask nobody but us.
 POLICY = (
@@ -116,7 +117,7 @@ class PageServer:
     def __init__(self, source: Source, port: int | None = None):
         handler = partial(_Handler, source)
         self.server = _listen(handler, PORTS if port is None else [port])
-        self.thread = Thread(target=self.server.serve_forever, name="dashboard", daemon=True)
+        self.thread = Thread(target=self.server.serve_forever, args=(CLOSING,), name="dashboard", daemon=True)
 
     @property
     def url(self) -> str:

@@ -141,7 +141,7 @@ def test_server_that_repeats_the_password_does_not_make_us_repeat_it(run, monkey
                     self.wfile.write(b"-ERR unknown command 'AUTH', with args beginning with: " + line)
 
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Repeats) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         port = server.server_address[1]
         monkeypatch.setenv("DREAMER4_REGISTRY", f"redis://:hunter%2F2@127.0.0.1:{port}/0")
         with pytest.raises(RunError, match=rf"redis at 127\.0\.0\.1:{port} .*unknown command .*: \*\*\*") as caught:
