@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from cluster.recorded import check_mixture, recorded
 from cluster.settings import override
 from dreamer4.agent import HeadsConfig
 from dreamer4.dynamics import DynamicsConfig, check_shortcut
@@ -29,6 +30,8 @@ COMPUTED = ("dynamics.latents", "dynamics.channels", "dynamics.actions", "dynami
 @dataclass(frozen=True)
 class DataConfig:
     source: str | None = None  # a finished dataset, folder or URL, as `data import` makes; none: recordings are made
+    mixture: tuple[str, ...] = ()  # further datasets for tokenizer and dynamics, such as films without actions
+    weights: tuple[float, ...] = ()  # of the recordings and of each of those; none: every frame as often as others
     frames: int = 60_000  # to record, in whole episodes
     shard_frames: int = 10_000  # per Arrow file
     codec: Literal["auto", "raw", "zstd", "h264"] = "raw"  # how frames are kept; auto: by their size
@@ -212,6 +215,12 @@ def _shares(config: RunConfig) -> Iterator[str]:
             value = getattr(section, name)
             if value is not None and not 0 <= value <= 1:
                 yield f"{key}.{name} is a share of 1, got {value}"
+    weights, wanted = config.data.weights, 1 + len(config.data.mixture)
+    if weights and (len(weights) != wanted or min(weights) < 0 or not any(weights)):
+        yield (
+            f"data.weights are {wanted} numbers from 0 on here, one for the recordings and one for each dataset of "
+            f"data.mixture, got {list(weights)}"
+        )
     if not 0 < config.best_share <= 1:
         yield f"best_share is a share of the recordings, above 0 and at most 1, got {config.best_share}"
     if not 0 < config.data.validation < 1:
@@ -255,10 +264,11 @@ def resolve(config: RunConfig, env: EnvSpec | None = None) -> RunConfig:
 
     Raises:
         ConfigError: the environment is unknown or not that of the recordings, or the tokenizer is not made for it.
-        DataError: there are no recordings in `data.source`.
+        DataError: there are no recordings in `data.source`, or in a dataset of `data.mixture`.
     """
     if env is None:
         env = spec(config.env) if config.data.source is None else recorded(config.data.source, config.env)
+    check_mixture(config.data.mixture, env)
     tokenizer = config.tokenizer
     if tuple(env.frame_shape) != tokenizer.frame:
         shape = ",".join(str(size) for size in env.frame_shape)
@@ -280,21 +290,6 @@ def resolve(config: RunConfig, env: EnvSpec | None = None) -> RunConfig:
         tasks=len(env.tasks),
     )
     return replace(config, dynamics=dynamics)
-
-
-def recorded(source: str, name: str) -> EnvSpec:
-    """What the recordings in `source` show and hold. If the environment `name` can be played, they have to be of it."""
-    from dreamer4.data.schema import Manifest
-    from dreamer4.data.storage import folder_at
-
-    recording = Manifest.read(folder_at(source)).recording
-    env = EnvSpec(name, recording.frame, recording.actions, recording.tasks)
-    if playable(name) and (spec(name).frame_shape, spec(name).actions) != (env.frame_shape, env.actions):
-        raise ConfigError(
-            f"'{source}' holds recordings of '{recording.env}', whose frames or actions are not those of '{name}': set "
-            "env to theirs; one that can't be played here is fine, policies are then not evaluated"
-        )
-    return env
 
 
 def configure(base: RunConfig, assignments: Iterable[str]) -> RunConfig:

@@ -1,5 +1,8 @@
 """A run directory's datasets and models, as the processes of a stage load them: from files, not through the driver."""
 
+from functools import cached_property
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch.distributed.device_mesh import DeviceMesh
@@ -11,6 +14,7 @@ from dreamer4.checkpoint import load_tensors
 from dreamer4.data.clips import ClipSampler
 from dreamer4.data.episodes import EpisodeDataset
 from dreamer4.data.latents import LatentDataset
+from dreamer4.data.mixing import MixedClips
 from dreamer4.dynamics import Dynamics
 from dreamer4.errors import RunError
 from dreamer4.heads import PolicyHead, ScalarHead
@@ -43,7 +47,7 @@ def seeded(build, *address: int | str):
 
 
 class RunData:
-    """The recordings of a run: all episodes, and which of them train."""
+    """The recordings of a run: all episodes, and which of them train; and the datasets that are mixed with them."""
 
     def __init__(self, run: Run):
         config = run.config
@@ -51,6 +55,16 @@ class RunData:
         self.dataset = EpisodeDataset.open(run.data)
         self.dataset.check_fits(config.tokenizer.frame, config.dynamics.space)
         self.training_E: np.ndarray = self.dataset.split(config.data.validation, config.seed)
+
+    @cached_property
+    def mixture(self) -> list[tuple[EpisodeDataset, Path]]:
+        """Further datasets, and where their latents are."""
+        return [(EpisodeDataset.open(place), latents) for place, latents in self.run.mixture]
+
+    @property
+    def places(self) -> list[tuple[EpisodeDataset, Path]]:
+        """All datasets, and where their latents are."""
+        return [(self.dataset, self.run.latents), *self.mixture]
 
     def latents(self) -> LatentDataset:
         return LatentDataset.open(self.run.latents, self.dataset)
@@ -62,6 +76,22 @@ class RunData:
         episodes = self.training_E if chosen_E is None else chosen_E
         source = self.latents() if latents else None
         return ClipSampler(self.dataset, episodes, source, self.run.config.seed, name, ends_alive)
+
+    def mixed_clips(self, name: str, latents: bool = False) -> ClipSampler | MixedClips:
+        """What tokenizer and dynamics learn from: training episodes, mixed with all of further datasets by weight.
+
+        Raises:
+            DataError: a dataset doesn't fit the recordings, or is not encoded.
+        """
+        clips, data, seed = self.clips(name, latents=latents), self.run.config.data, self.run.config.seed
+        if not self.mixture:
+            return clips
+        samplers = [clips]
+        for number, (dataset, place) in enumerate(self.mixture, 1):
+            source = LatentDataset.open(place, dataset) if latents else None
+            samplers.append(ClipSampler(dataset, None, source, seed, f"{name} {number}"))
+        weights = data.weights or [len(sampler.axis) for sampler in samplers]
+        return MixedClips(samplers, weights, seed, name)
 
 
 def new_tokenizer(run: Run) -> Tokenizer:

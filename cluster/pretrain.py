@@ -47,9 +47,9 @@ def build_learner(run: Run, stage: str) -> Learner:
         if config.tokenizer.standardize:
             mean, std = pixel_statistics(data.dataset, data.training_E, 20_000, config.seed)
             tokenizer.set_pixel_statistics(torch.from_numpy(mean), torch.from_numpy(std))
-        return TokenizerLearner(tokenizer.to(device), config.tokenizer_training, data.clips(stage), config.seed)
+        return TokenizerLearner(tokenizer.to(device), config.tokenizer_training, data.mixed_clips(stage), config.seed)
     if stage == "dynamics":
-        clips = data.clips(stage, latents=True)
+        clips = data.mixed_clips(stage, latents=True)
         dynamics = new_dynamics(run).to(device)
         return DynamicsLearner(dynamics, config.dynamics_training, config.shortcut, clips, config.seed)
     success_E = data.dataset.success_E & data.training_E
@@ -90,8 +90,8 @@ class StageTrainer:
     def __init__(self, path: str, stage: str, rank: int = 0, world: int = 1):
         self.run, self.stage, self.rank = Run.attach(Path(path)), stage, rank
         self.learner = build_learner(self.run, stage)
-        data = RunData(self.run).dataset
-        read_ahead(self.learner, choose_device(self.run), data.manifest.recording.codec.kind != "raw")
+        codecs = {dataset.manifest.recording.codec.kind for dataset, _ in RunData(self.run).places}
+        read_ahead(self.learner, choose_device(self.run), codecs != {"raw"})
         config = self.run.config
         self.learner.parallelise(Parallel(config.parallel, rank, world))
         self.utilisation = Utilisation(config.resources, choose_device(self.run), config.parallel.precision, world)

@@ -4,6 +4,7 @@
 config.json    the resolved configuration        finished/STAGE.json   what a finished stage reported
 data/          recorded episodes                 metrics.jsonl         one line per update (cluster.telemetry)
 latents/       the same, encoded                 STAGE/                checkpoints of a stage
+latents-N/     those of the N-th dataset of `data.mixture`
 ```
 """
 
@@ -87,6 +88,11 @@ class Run:
     @property
     def latents(self) -> Path:
         return self.path / "latents"
+
+    @property
+    def mixture(self) -> list[tuple[str, Path]]:
+        """Further datasets that the world model learns from, and where their latents are in the run."""
+        return [(place, self.path / f"latents-{number}") for number, place in enumerate(self.config.data.mixture, 1)]
 
     @property
     def metrics_path(self) -> Path:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from cluster.run import Run
 from cluster.telemetry import Progress
 from cluster.variants import VARIANTS
 from dreamer4.data.codecs import Codec
+from dreamer4.data.episodes import EpisodeDataset
 from dreamer4.data.latents import finish_latents, latents_fingerprint, latents_finished, write_latents
 from dreamer4.data.schema import Manifest
 from dreamer4.data.shard_writer import ShardWriter
@@ -61,19 +63,25 @@ class LatentWriter:
 
     def __init__(self, path: str):
         self.run = Run.attach(Path(path))
-        tokenizer = load_tokenizer(self.run)
-        dataset = RunData(self.run).dataset
-        self.model = latents_fingerprint(tokenizer.state_dict(), dataset)
-        self.encoder = Encoder(tokenizer, dataset)
+        tokenizer, data = load_tokenizer(self.run), RunData(self.run)
+        weights = tokenizer.state_dict()
+        self.models = {folder: latents_fingerprint(weights, dataset) for dataset, folder in data.places}
+        self.encoder, self.shards = partial(Encoder, tokenizer), shards_of(data)
 
     def make(self, index: int) -> float:
         """Encodes shard number `index`, unless it is there; returns the CPU seconds of it."""
         before = time.process_time()
-        if not latents_finished(self.run.latents, index, self.model):
-            shard = self.encoder.dataset.manifest.shards[index]
-            latents = self.encoder.encode(shard.first_episode, shard.first_episode + shard.episodes)
-            write_latents(self.run.latents, index, latents, self.model)
+        dataset, folder, number = self.shards[index]
+        if not latents_finished(folder, number, self.models[folder]):
+            shard = dataset.manifest.shards[number]
+            latents = self.encoder(dataset).encode(shard.first_episode, shard.first_episode + shard.episodes)
+            write_latents(folder, number, latents, self.models[folder])
         return time.process_time() - before
+
+
+def shards_of(data: RunData) -> list[tuple[EpisodeDataset, Path, int]]:
+    """All shards of all datasets of a run: dataset, folder of its latents, number of the shard in both."""
+    return [(each, folder, number) for each, folder in data.places for number in range(len(each.manifest.shards))]
 
 
 def make_shards(
@@ -120,18 +128,20 @@ def record_collected(run: Run, manifest: Manifest, times: dict[str, float]) -> N
 
 
 def encode(run: Run) -> None:
-    """Encodes the recordings once, shards side by side."""
-    dataset, resources = RunData(run).dataset, run.config.resources
-    model = latents_fingerprint(load_tokenizer(run).state_dict(), dataset)
+    """Encodes the recordings, and what is mixed with them, once; shards side by side."""
+    data, resources = RunData(run), run.config.resources
+    weights = load_tokenizer(run).state_dict()
     writer = worker(LatentWriter, name="encoder", gpus=resources.worker_gpus, threads=resources.worker_threads)
 
     def build() -> Any:
         return writer.remote(str(run.path))
 
     actors = [build() for _ in range(resources.workers)]
-    times = make_shards(run, "encode", build, actors, len(dataset.manifest.shards))
-    finish_latents(run.latents, dataset, model)
-    run.finish("encode", {"frames": dataset.frame_count, "tokenizer": model, **times})
+    times = make_shards(run, "encode", build, actors, len(shards_of(data)))
+    for dataset, folder in data.places:
+        finish_latents(folder, dataset, latents_fingerprint(weights, dataset))
+    frames, model = sum(dataset.frame_count for dataset, _ in data.places), latents_fingerprint(weights, data.dataset)
+    run.finish("encode", {"frames": frames, "tokenizer": model, **times})
 
 
 def controls(run: Run) -> None:

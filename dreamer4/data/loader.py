@@ -16,12 +16,16 @@ from dreamer4.data.clips import ALL
 from dreamer4.types import Clip
 
 
-class Clips(Protocol):
-    """What learners read: `dreamer4.data.clips.ClipSampler`, or several of them mixed."""
+class Batches(Protocol):
+    """What tokenizer and dynamics read: `dreamer4.data.clips.ClipSampler`, or several of them mixed."""
 
     def batch(
         self, step: int, batch: int, length: int, rows: slice | np.ndarray = ALL, contents: bool = True
     ) -> Clip: ...
+
+
+class Clips(Batches, Protocol):
+    """What an agent reads."""
 
     def mixture(
         self,
@@ -62,7 +66,7 @@ class Prefetch:
 
     def __init__(
         self,
-        clips: Clips,
+        clips: Batches,
         ahead: int = 2,
         shape: Callable[[int], tuple[int, int]] | None = None,
         pin: bool = False,

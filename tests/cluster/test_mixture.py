@@ -1,0 +1,104 @@
+"""Tokenizer and dynamics on recordings and films without actions, by `data.mixture`."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from trained import record
+
+from actors.collector import Collector
+from cluster.config import configure
+from cluster.models import RunData
+from cluster.presets import smoke
+from cluster.pretrain import StageTrainer
+from cluster.run import Run
+from cluster.stages import encode
+from dreamer4.data.mixing import MixedClips
+from dreamer4.data.writer import DatasetWriter
+from dreamer4.envs.registry import spec
+from dreamer4.errors import ConfigError, DataError
+
+pytestmark = pytest.mark.xdist_group("ray")
+STEPS = 6
+
+
+def write_films(run: Run, folder, tasks: tuple[str, ...] | None = None) -> str:
+    """Other episodes, whose keys nobody wrote down."""
+    config = run.config
+    env, collector = spec(config.env), Collector(config.env, config.data.demonstrator, 99)
+    with DatasetWriter(folder, env.name, env.frame_shape, env.actions, tasks or env.tasks, 150) as writer:
+        for episode in collector.collect(0, 20):
+            zeros = np.zeros_like(episode.act_out_TA)
+            writer.add(replace(episode, act_out_TA=zeros, act_known_T=np.zeros(episode.length, bool), success=False))
+    return str(folder)
+
+
+def train(run: Run, stage: str) -> list[dict[str, float]]:
+    trainer, rows = StageTrainer(str(run.path), stage), list[dict[str, float]]()
+    while trainer.position < STEPS:
+        rows += trainer.portion(STEPS - trainer.position)
+    trainer.save()
+    return rows
+
+
+@pytest.fixture
+def run(tmp_path) -> Run:
+    """A run with recordings and films, of which nothing is trained."""
+    with Run.open(tmp_path / "first", configure(smoke(), [])) as first:
+        record(first, episodes=25, shard_frames=150)
+        films = write_films(first, tmp_path / "films")
+    settings = [f"data.source={first.data}", f'data.mixture=["{films}"]', "data.weights=[1,3]"]
+    with Run.open(tmp_path / "run", configure(smoke(), settings)) as run:
+        return run
+
+
+@pytest.mark.slow
+def test_stages_train_on_recordings_and_films_by_weight(run, ray_up):
+    """Through `dreamer4 encode`. Negative control: recordings alone give other losses from the first update on."""
+    mixed = train(run, "tokenizer")
+    encode(run)
+    films, folder = RunData(run).mixture[0]
+    finished = run.finished("encode")
+    assert finished is not None and finished["frames"] == RunData(run).dataset.frame_count + films.frame_count
+    assert len(list(folder.glob("*.arrow"))) == len(films.manifest.shards) > 1
+    clips = RunData(run).mixed_clips("dynamics", latents=True)
+    assert isinstance(clips, MixedClips)
+    known = [clips.batch(step, 32, 8).act_out_known_BT.any(1).float().mean() for step in range(20)]
+    assert 0.15 < float(np.mean(known)) < 0.35, "a quarter has actions"
+    model = train(run, "dynamics")
+    assert np.isfinite([row["mse"] for row in mixed]).all() and np.isfinite([row["shortcut"] for row in model]).all()
+    assert not isinstance(RunData(run).clips("agent", latents=True), MixedClips)
+    alone = replace(run.config, data=replace(run.config.data, mixture=(), weights=()))
+    with Run.open(run.path.parent / "alone", alone) as other:
+        assert train(other, "tokenizer")[0]["mse"] != mixed[0]["mse"]
+
+
+def test_without_weights_every_frame_is_drawn_as_often_as_any_other(run):
+    with Run.open(run.path.parent / "even", replace(run.config, data=replace(run.config.data, weights=()))) as even:
+        data = RunData(even)
+        clips = data.mixed_clips("tokenizer")
+    assert isinstance(clips, MixedClips)
+    trained, films = int(data.dataset.lengths_E[data.training_E].sum()), data.mixture[0][0].frame_count
+    assert clips.share == pytest.approx([trained / (trained + films), films / (trained + films)])
+
+
+def test_a_run_without_a_mixture_draws_what_it_always_drew(run):
+    with Run.open(run.path.parent / "alone", configure(smoke(), [f"data.source={run.config.data.source}"])) as alone:
+        data = RunData(alone)
+        one, other = data.mixed_clips("tokenizer").batch(3, 4, 5), data.clips("tokenizer").batch(3, 4, 5)
+    assert one.video_BTHWC is not None and other.video_BTHWC is not None
+    assert np.array_equal(one.video_BTHWC, other.video_BTHWC)
+
+
+def test_what_can_not_be_mixed_is_refused_before_the_run_begins(run, tmp_path):
+    source, films = f"data.source={run.config.data.source}", run.config.data.mixture[0]
+    other = write_films(run, tmp_path / "other", ("something else",))
+    for settings, error, sentence in (
+        ([f'data.mixture=["{other}"]'], ConfigError, r"the tasks of '.*other' are \['something else'\].*--like"),
+        (['data.mixture=["/nowhere"]'], DataError, "/nowhere"),
+        ([f'data.mixture=["{films}"]', "data.weights=[1]"], ConfigError, "data.weights are 2 numbers"),
+        ([f'data.mixture=["{films}"]', "data.weights=[0,0]"], ConfigError, "data.weights are 2 numbers"),
+        (["data.weights=[1,-1]"], ConfigError, "data.weights are 1 numbers"),
+    ):
+        with pytest.raises(error, match=sentence):
+            configure(smoke(), [source, *settings])
