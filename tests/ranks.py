@@ -1,7 +1,7 @@
 """Real processes that form a gloo group on loopback, for the tests of what ranks compute together.
 
-Starting one takes seconds (`import torch`), a call takes none, so a test module shares its group. What a rank is told
-to run is named by its module, which has to be one that it can import, such as `divided`.
+They are forked from a server that has imported torch once, which takes seconds; still a test module shares its group.
+What a rank is told to run is named by its module, which has to be one that it can import, such as `divided`.
 """
 
 import multiprocessing
@@ -28,7 +28,8 @@ class Ranks:
     """`count` processes; `call` runs a function of their mesh in all of them."""
 
     def __init__(self, count: int, timeout: float = 120.0):
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["torch", "torch.distributed.fsdp", "torch.distributed.tensor"])  # many seconds
         self.pipes: list[Connection] = []
         self.processes = []
         for rank in range(count):
