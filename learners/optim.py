@@ -1,14 +1,15 @@
-"""AdamW with warm-up, decay of matrices only, and clipping of the gradient's norm."""
+"""AdamW, or Muon for the matrices of transformers, with warm-up, decay of matrices only, and clipping."""
 
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from dreamer4.errors import ConfigError, NonFiniteError
+from dreamer4.transformer import Layer
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,7 @@ class OptimConfig:
     """The paper gives no optimiser; these are what re-implementations converge with [G]."""
 
     lr: float = 3e-4
+    muon_lr: float | None = None  # of the matrices in transformer layers, which are Muon's then; None = AdamW for all
     warmup_steps: int = 100
     schedule: Literal["constant", "cosine"] = "constant"
     final_share: float = 0.05  # of `lr`, where a cosine schedule ends
@@ -29,6 +31,8 @@ class OptimConfig:
             raise ConfigError(f"optim.schedule must be 'constant' or 'cosine', got '{self.schedule}'")
         if self.lr <= 0 or self.clip <= 0:
             raise ConfigError(f"optim.lr ({self.lr}) and optim.clip ({self.clip}) must be positive")
+        if self.muon_lr is not None and self.muon_lr <= 0:
+            raise ConfigError(f"optim.muon_lr must be positive, or null for AdamW alone, got {self.muon_lr}")
 
     def lr_at(self, step: int, steps: int) -> float:
         """Learning rate of the update number `step` of `steps`."""
@@ -48,18 +52,29 @@ class Optimizer:
 
     def __init__(self, config: OptimConfig, modules: Iterable[nn.Module], steps: int, fused: bool = False):
         self.config, self.steps = config, steps
+        modules = list(modules)
         parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+        matrices = [] if config.muon_lr is None else matrices_of_layers(modules)
+        taken = {id(p) for p in matrices}
+        others = [p for p in parameters if id(p) not in taken]
         groups = [
-            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+            {"params": [p for p in others if p.ndim >= 2], "weight_decay": config.weight_decay},
+            {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0},
         ]
         fused = fused or (bool(parameters) and parameters[0].is_cuda)
         self.parameters = parameters
         self.adamw = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=fused or None)
+        self.rules: list[tuple[torch.optim.Optimizer, float]] = [(self.adamw, config.lr)]
+        if config.muon_lr is not None and matrices:
+            rate, decay = config.muon_lr, config.weight_decay
+            # Steps as long as AdamW's for every shape of matrix, so that rates can be compared.
+            muon = torch.optim.Muon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+            self.rules.append((muon, rate))
 
     def zero(self) -> None:
         """Forgets the gradients at hand."""
-        self.adamw.zero_grad(set_to_none=True)
+        for rule, _ in self.rules:
+            rule.zero_grad(set_to_none=True)
 
     def clip(self) -> Tensor:
         """Clips the gradients at hand; returns their norm before that."""
@@ -73,25 +88,43 @@ class Optimizer:
         return self.clip()
 
     def apply(self, index: int) -> float:
-        """Update number `index` with the gradients at hand; returns the learning rate."""
+        """Update number `index` with the gradients at hand; returns the learning rate, of AdamW where there are two."""
         lr = self.config.lr_at(index, self.steps)
-        for group in self.adamw.param_groups:
-            group["lr"] = lr
-        self.adamw.step()
+        for rule, rate in self.rules:
+            for group in rule.param_groups:
+                group["lr"] = rate * (lr / self.config.lr)
+            rule.step()
         return lr
 
-    def state(self) -> dict:
-        return self.adamw.state_dict()["state"]
+    def state(self) -> dict[int, Any]:
+        """Moments by number of the parameter: AdamW's parameters, then Muon's."""
+        state: dict[int, Any] = {}
+        for (rule, _), first in zip(self.rules, self._firsts(), strict=True):
+            state |= {first + i: one for i, one in rule.state_dict()["state"].items()}
+        return state
 
-    def restore(self, state: dict, own: Callable[[Tensor, Tensor], Tensor] = lambda full, like: full) -> None:
+    def restore(self, state: dict[int, Any], own: Callable[[Tensor, Tensor], Tensor] = lambda full, like: full) -> None:
         """Goes on from a state.
 
         Args:
             own: what this process keeps of a whole tensor; its second argument is the parameter that it belongs to.
         """
-        parameters = [p for group in self.adamw.param_groups for p in group["params"]]
-        shares = {i: {name: own(full, parameters[i]) for name, full in one.items()} for i, one in state.items()}
-        self.adamw.load_state_dict({**self.adamw.state_dict(), "state": shares})
+        for (rule, _), first in zip(self.rules, self._firsts(), strict=True):
+            parameters = [p for group in rule.param_groups for p in group["params"]]
+            mine = {i: state[first + i] for i in range(len(parameters)) if first + i in state}
+            shares = {i: {name: own(full, parameters[i]) for name, full in one.items()} for i, one in mine.items()}
+            rule.load_state_dict({**rule.state_dict(), "state": shares})
+
+    def _firsts(self) -> list[int]:
+        """The number of each rule's first parameter."""
+        counts = [sum(len(group["params"]) for group in rule.param_groups) for rule, _ in self.rules]
+        return [sum(counts[:i]) for i in range(len(counts))]
+
+
+def matrices_of_layers(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
+    """Trained weights of the linear maps in transformer layers. Embeddings, inputs and outputs aren't among them."""
+    layers = [layer for module in modules for layer in module.modules() if isinstance(layer, Layer)]
+    return [p for layer in layers for p in layer.parameters() if p.requires_grad and p.ndim == 2]
 
 
 def check_finite(stage: str, index: int, values: dict[str, float], rate: str | None = None) -> None:

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from dreamer4.errors import ConfigError, NonFiniteError
+from dreamer4.transformer import Transformer, TransformerConfig
 from learners.optim import OptimConfig, Optimizer, check_finite
 
 
@@ -48,7 +49,12 @@ def test_cosine_schedule_warms_up_too():
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"schedule": "linear"}, "'linear'"), ({"lr": 0.0}, "lr"), ({"clip": -1.0}, "clip")],
+    [
+        ({"schedule": "linear"}, "'linear'"),
+        ({"lr": 0.0}, "lr"),
+        ({"clip": -1.0}, "clip"),
+        ({"muon_lr": 0.0}, "muon_lr must be positive"),
+    ],
 )
 def test_impossible_settings_are_refused_by_name(change, message):
     with pytest.raises(ConfigError, match=message):
@@ -158,3 +164,90 @@ def test_a_fused_optimiser_goes_on_where_a_plain_one_was():
     for index in range(4):
         quadratic(Optimizer(OptimConfig(lr=0.1, warmup_steps=2), [forgetful], 10), forgetful, index)
     assert not torch.allclose(forgetful.weight, plain[0])
+
+
+# Muon
+
+
+class Net(nn.Module):
+    """An input, two transformer layers, and an output; only the layers' four matrices each are Muon's."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(3, 8)
+        self.layers = Transformer(TransformerConfig(8, 2, 2, 1, 12, 2, 4))
+        self.last = nn.Linear(8, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)[:, :, None]
+        return self.last(self.layers(x, torch.zeros(1, 2), None))
+
+
+def net() -> Net:
+    torch.manual_seed(0)
+    model = Net()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+MUON = OptimConfig(lr=1e-3, muon_lr=1e-2, warmup_steps=2, weight_decay=0.0)
+
+
+def learn(optimizer: Optimizer, model: Net, indices: range) -> None:
+    for index in indices:
+        x = torch.sin(torch.arange(24.0).reshape(2, 4, 3) + index)
+        optimizer.gradients((model(x) - 1).square().mean())
+        optimizer.apply(index)
+
+
+def test_muon_takes_the_matrices_of_layers_and_adamw_the_rest():
+    model = net()
+    taken = [parameters(rule) for rule, _ in Optimizer(MUON, [model], 10).rules]
+    matrices = {id(p) for p in model.layers.parameters() if p.ndim == 2}
+    assert len(matrices) == 8 and taken[1] == matrices
+    assert taken[0] == {id(p) for p in model.parameters()} - matrices
+
+
+def parameters(rule: torch.optim.Optimizer) -> set[int]:
+    return {id(p) for group in rule.param_groups for p in group["params"]}
+
+
+def test_muon_moves_a_matrix_equally_far_in_all_directions_and_adamw_does_not():
+    spreads = []
+    for config in (MUON, OptimConfig(lr=1e-2, warmup_steps=2, weight_decay=0.0)):
+        model = net()
+        matrix = [p for p in model.layers.parameters() if p.ndim == 2][-1]
+        before = matrix.detach().clone()
+        learn(Optimizer(config, [model], 10), model, range(1))
+        values = torch.linalg.svdvals(matrix.detach() - before)
+        spreads.append(float(values.min() / values.max()))
+    assert spreads[0] > 0.03 and spreads[1] < 0.001
+
+
+def test_muon_warms_up_and_decays_with_adamw():
+    model = net()
+    optimizer = Optimizer(MUON, [model], 10)
+    learn(optimizer, model, range(1))
+    assert [rule.param_groups[0]["lr"] for rule, _ in optimizer.rules] == pytest.approx([0.5e-3, 0.5e-2])
+
+
+def test_muons_restored_momentum_continues_exactly_and_a_fresh_one_does_not():
+    whole, first = net(), net()
+    learn(Optimizer(MUON, [whole], 10), whole, range(6))
+    former = Optimizer(MUON, [first], 10)
+    learn(former, first, range(3))
+    ends = []
+    for state in (former.state(), {i: one for i, one in former.state().items() if "exp_avg" in one}):
+        second = net()
+        second.load_state_dict(first.state_dict())
+        later = Optimizer(MUON, [second], 10)
+        later.restore({i: {name: value.clone() for name, value in one.items()} for i, one in state.items()})
+        learn(later, second, range(3, 6))
+        ends.append(torch.cat([p.detach().flatten() for p in second.parameters()]))
+    goal = torch.cat([p.detach().flatten() for p in whole.parameters()])
+    assert torch.equal(ends[0], goal) and not torch.equal(ends[1], goal)
+
+
+def test_a_module_without_layers_is_adamws_whatever_muons_rate():
+    assert len(Optimizer(MUON, [linear()], 10).rules) == 1
