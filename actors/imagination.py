@@ -9,7 +9,7 @@ import copy
 import torch
 
 from dreamer4.agent import Heads
-from dreamer4.data.clips import ClipSampler
+from dreamer4.data.loader import Batches
 from dreamer4.dynamics import Dynamics
 from dreamer4.engine import accelerate
 from dreamer4.heads import PolicyHead
@@ -33,7 +33,7 @@ class ImaginationWorker:
         dynamics: Dynamics,
         heads: Heads,
         policy: PolicyHead,
-        contexts: ClipSampler,
+        contexts: Batches,
         shortcut: ShortcutConfig,
         config: ImaginationConfig,
         batch: int,

@@ -14,7 +14,8 @@ from dreamer4.checkpoint import load_tensors
 from dreamer4.data.clips import ClipSampler
 from dreamer4.data.episodes import EpisodeDataset
 from dreamer4.data.latents import LatentDataset
-from dreamer4.data.mixing import MixedClips
+from dreamer4.data.loader import Batches
+from dreamer4.data.mixing import Half, MixedClips
 from dreamer4.dynamics import Dynamics
 from dreamer4.errors import RunError
 from dreamer4.heads import PolicyHead, ScalarHead
@@ -76,6 +77,17 @@ class RunData:
         episodes = self.training_E if chosen_E is None else chosen_E
         source = self.latents() if latents else None
         return ClipSampler(self.dataset, episodes, source, self.run.config.seed, name, ends_alive)
+
+    def relevant(self) -> np.ndarray:
+        """What relevant rows of stage 3 are of, as `ClipSampler.mixture` takes it."""
+        if self.run.config.agent_training.relevant == "events":
+            return self.dataset.event_pairs
+        return self.dataset.success_E & self.training_E
+
+    def contexts(self) -> Batches:
+        """What dreams begin with: windows that end alive; half of them relevant where events make tasks."""
+        clips = self.clips("contexts", latents=True, ends_alive=True)
+        return Half(clips, self.relevant()) if self.run.config.agent_training.relevant == "events" else clips
 
     def mixed_clips(self, name: str, latents: bool = False) -> ClipSampler | MixedClips:
         """What tokenizer and dynamics learn from: training episodes, mixed with all of further datasets by weight.

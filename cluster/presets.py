@@ -237,7 +237,7 @@ def minecraft() -> RunConfig:
             steps=20_000,
             batch=256,
             length=64,
-            relevant="success",
+            relevant="events",
             optim=OptimConfig(lr=1e-4, warmup_steps=1000),
             save_every=1000,
         ),

@@ -52,11 +52,10 @@ def build_learner(run: Run, stage: str) -> Learner:
         clips = data.mixed_clips(stage, latents=True)
         dynamics = new_dynamics(run).to(device)
         return DynamicsLearner(dynamics, config.dynamics_training, config.shortcut, clips, config.seed)
-    success_E = data.dataset.success_E & data.training_E
     if stage == "agent":
         dynamics, heads = load_dynamics(run), new_heads(run).to(device)
-        clips = data.clips(stage, latents=True)
-        return AgentLearner(dynamics, heads, config.agent_training, config.shortcut, clips, success_E, config.seed)
+        clips, relevant = data.clips(stage, latents=True), data.relevant()
+        return AgentLearner(dynamics, heads, config.agent_training, config.shortcut, clips, relevant, config.seed)
     if stage in IMITATIONS:
         imitation, training = IMITATIONS[stage], training_of(config, stage)
         clips = data.clips(stage, imitation.chosen(data.dataset, data.training_E, config.best_share), latents=True)

@@ -23,7 +23,7 @@ def build_worker(run: Run, variant: Variant, dynamics: Dynamics, heads: Heads) -
         dynamics,
         heads,
         heads.policy,
-        RunData(run).clips("contexts", latents=True, ends_alive=True),
+        RunData(run).contexts(),
         run.config.shortcut,
         imagination,
         batch,

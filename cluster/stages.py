@@ -129,15 +129,19 @@ def record_collected(run: Run, manifest: Manifest, times: dict[str, float]) -> N
 
 def encode(run: Run) -> None:
     """Encodes the recordings, and what is mixed with them, once; shards side by side."""
-    data, resources = RunData(run), run.config.resources
-    weights = load_tokenizer(run).state_dict()
+    resources = run.config.resources
     writer = worker(LatentWriter, name="encoder", gpus=resources.worker_gpus, threads=resources.worker_threads)
 
     def build() -> Any:
         return writer.remote(str(run.path))
 
     actors = [build() for _ in range(resources.workers)]
-    times = make_shards(run, "encode", build, actors, len(shards_of(data)))
+    finish_encode(run, make_shards(run, "encode", build, actors, len(shards_of(RunData(run)))))
+
+
+def finish_encode(run: Run, times: dict[str, float]) -> None:
+    """Makes datasets of latents of their shards."""
+    data, weights = RunData(run), load_tokenizer(run).state_dict()
     for dataset, folder in data.places:
         finish_latents(folder, dataset, latents_fingerprint(weights, dataset))
     frames, model = sum(dataset.frame_count for dataset, _ in data.places), latents_fingerprint(weights, data.dataset)

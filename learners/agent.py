@@ -35,15 +35,16 @@ class AgentTraining:
     length: int = 8
     image_share: float = 0.3
     # Half of the rows uniform, half relevant: the model learns the video from the uniform half, behaviour from the
-    # relevant one, so that neither becomes optimistic. "all": every recording is of the task, all rows do both.
-    relevant: Literal["all", "success"] = "all"
+    # relevant one, so that neither becomes optimistic. "success": of successful episodes. "events": around task events,
+    # which then are rewards and say what a row pursues. "all": every recording is of the task, all rows do both.
+    relevant: Literal["all", "success", "events"] = "all"
     context_share: float = 0.0  # [G] share of frames at the signal level that the heads act at
     optim: OptimConfig = field(default_factory=OptimConfig)
     save_every: int = 250
 
     def __post_init__(self) -> None:
-        if self.relevant not in ("all", "success"):
-            raise ConfigError(f"agent_training.relevant must be 'all' or 'success', got '{self.relevant}'")
+        if self.relevant not in ("all", "success", "events"):
+            raise ConfigError(f"agent_training.relevant must be 'all', 'success' or 'events', got '{self.relevant}'")
         if not 0 <= self.image_share <= 1 or not 0 <= self.context_share <= 1:
             raise ConfigError(
                 f"image_share ({self.image_share}) and context_share ({self.context_share}) are shares of 1"

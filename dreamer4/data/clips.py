@@ -97,6 +97,7 @@ class ClipSampler:
             )
         self.axis, self.ends_alive = Axis.of(dataset, self.episodes), ends_alive
         self._relevant: tuple[bytes, Axis] | None = None
+        self._events: tuple[np.ndarray, list[tuple[int, np.ndarray]]] | None = None
 
     def batch(self, step: int, batch: int, length: int, rows: slice | np.ndarray = ALL, contents: bool = True) -> Clip:
         """Batch number `step`: `batch` windows of `length` frames, or some rows of it.
@@ -127,7 +128,10 @@ class ClipSampler:
         Args:
             relevant_E: bool `[E]`, the episodes that relevant windows are of. Where episodes are long: whole numbers
                 `[V]`, frames of the dataset such as its `event_frame_V`; a relevant window then holds one of those
-                that lie in the chosen episodes, each as often and at any place of the window.
+                that lie in the chosen episodes, each as often and at any place of the window. Where episodes pursue all
+                tasks at once: events `[V, 2]` (`event_pairs` of a dataset), each a frame and the task whose goal was
+                reached. A relevant row then pursues a task of those that were reached, all drawn equally often [G],
+                and holds one of its events; a uniform row pursues any; the rewards of a row are its task's events.
             rows: those to read, in this order; nothing is read from the disk for the others.
             contents: see `clip`.
 
@@ -140,13 +144,18 @@ class ClipSampler:
         random = numpy_generator(self.seed, "clips", self.name, step)
         half = (batch + step % 2) // 2
         uniform = self.axis.frames(self._windows(self.axis, random, batch - half, length))
-        if np.asarray(relevant_E).dtype == bool:
+        task_B = None
+        if relevant_E.ndim == 2:
+            some_B = random.integers(len(self.dataset.manifest.tasks), size=batch - half)
+            windows, reached_B = self._reaching(relevant_E, random, half, length)
+            chosen, task_B = self.axis.frames(windows), np.concatenate([some_B, reached_B])[rows]
+        elif relevant_E.dtype == bool:
             axis = self._relevant_axis(relevant_E)
             chosen = axis.frames(self._windows(axis, random, half, length))
         else:
             chosen = self.axis.frames(self._around(relevant_E, random, half, length))
         relevant_B = torch.arange(batch) >= batch - half
-        return self.clip(np.concatenate([uniform, chosen])[rows], contents), relevant_B[rows]
+        return self.clip(np.concatenate([uniform, chosen])[rows], contents, task_B), relevant_B[rows]
 
     def _relevant_axis(self, relevant_E: np.ndarray) -> Axis:
         relevant = relevant_E & self.episodes
@@ -165,6 +174,24 @@ class ClipSampler:
         last = places[random.integers(len(places), size=batch)] + random.integers(length, size=batch)
         return (last[:, None] - np.arange(length)[::-1]) % len(self.axis)
 
+    def _reaching(
+        self, event_V2: np.ndarray, random: np.random.Generator, batch: int, length: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Windows that hold an event of a task each, and the tasks."""
+        if self._events is None or self._events[0] is not event_V2:
+            found = {int(k): self.axis.positions(event_V2[event_V2[:, 1] == k, 0]) for k in np.unique(event_V2[:, 1])}
+            self._events = event_V2, [(task, places) for task, places in found.items() if len(places)]
+        reached = self._events[1]
+        if not reached:
+            raise DataError(f"no event is in the episodes of '{self.dataset.folder}' that are chosen for '{self.name}'")
+        rows = [reached[number] for number in random.integers(len(reached), size=batch)]
+        event = np.array([places[random.integers(len(places))] for _, places in rows], np.int64)
+        last = (event + random.integers(length, size=batch)) % len(self.axis)
+        if self.ends_alive:
+            last = last - self.dataset.is_terminal(self.axis.frames(last))
+        windows = (last[:, None] - np.arange(length)[::-1]) % len(self.axis)
+        return windows, np.array([task for task, _ in rows], np.int64)
+
     def _windows(self, axis: Axis, random: np.random.Generator, batch: int, length: int) -> np.ndarray:
         if len(axis) < length:
             raise DataError(
@@ -176,11 +203,12 @@ class ClipSampler:
             last = axis.alive(random.integers(axis.alive_count, size=batch))
         return (last[:, None] - np.arange(length)[::-1]) % len(axis)
 
-    def clip(self, frame_BT: np.ndarray, contents: bool = True) -> Clip:
+    def clip(self, frame_BT: np.ndarray, contents: bool = True, task_B: np.ndarray | None = None) -> Clip:
         """The clip of frames at any positions of the dataset; a first frame starts a segment.
 
         Args:
             contents: with frames or latents; without them a clip is cheap, whatever its size.
+            task_B: what the rows pursue, rewarded by the task's events; None = what the recordings say of both.
         """
         data = self.dataset
         episode = data.episode_of(frame_BT)
@@ -188,6 +216,8 @@ class ClipSampler:
         terminal = data.terminal_E[episode] & (frame_BT == data.starts_E[episode] + data.lengths_E[episode] - 1)
         before = np.where(first, frame_BT, frame_BT - 1)  # the frame at which act_in was chosen
         rows, rows_before = data.rows(frame_BT), data.rows(before)
+        task = data.task_E[episode] if task_B is None else np.broadcast_to(task_B[:, None], frame_BT.shape)
+        reward = rows["reward"] if task_B is None else (rows["events"] >> task & 1).astype(np.float32)
         known_in = ~first & rows_before["act_known"]
         # An episode that begins at the row's first frame starts no new segment: counting is from 0.
         segment = np.cumsum(first, axis=1) - first[:, :1]
@@ -203,11 +233,11 @@ class ClipSampler:
             act_in_known_BT=_tensor(known_in),
             act_out_BTA=_tensor(rows["act_out"]),
             act_out_known_BT=_tensor(rows["act_known"]),
-            reward_BT=_tensor(np.where(first, 0, rows["reward"])),
+            reward_BT=_tensor(np.where(first, 0, reward)),
             reward_known_BT=_tensor(~first),
             continue_BT=_tensor(1 - terminal.astype(np.float32)),
             segment_BT=_tensor(segment.astype(np.int64)),
-            task_BT=_tensor(data.task_E[episode].astype(np.int64)),
+            task_BT=_tensor(task.astype(np.int64)),
             video_BTHWC=video,
             latents_BTSD=latents,
         )

@@ -86,6 +86,11 @@ class EpisodeDataset:
     def episode_count(self) -> int:
         return len(self.starts_E)
 
+    @property
+    def event_pairs(self) -> np.ndarray:
+        """Int64 `[V, 2]`: the frame of every event, and the task whose goal was reached."""
+        return np.stack([self.event_frame_V, self.event_task_V], axis=1).astype(np.int64)
+
     def episode_of(self, frame: np.ndarray) -> np.ndarray:
         """The number of the episode in which a frame lies."""
         return np.searchsorted(self.starts_E, frame, side="right") - 1

@@ -64,6 +64,21 @@ class MixedClips:
         return _merged(parts, torch.from_numpy(np.argsort(np.concatenate(order))))
 
 
+class Half:
+    """The uniform and the relevant half of `ClipSampler.mixture` as plain batches, such as contexts of dreams.
+
+    Args:
+        relevant_E: as `ClipSampler.mixture` takes it.
+    """
+
+    def __init__(self, clips: ClipSampler, relevant_E: np.ndarray):
+        self.clips, self.relevant_E = clips, relevant_E
+
+    def batch(self, step: int, batch: int, length: int, rows: slice | np.ndarray = ALL, contents: bool = True) -> Clip:
+        """As `ClipSampler.batch`."""
+        return self.clips.mixture(step, batch, length, self.relevant_E, rows, contents)[0]
+
+
 def _merged(parts: Sequence[Clip], order: torch.Tensor) -> Clip:
     columns = {}
     for field in fields(Clip):

@@ -8,17 +8,19 @@ from trained import record
 
 from actors.collector import Collector
 from cluster.config import configure
-from cluster.models import RunData
+from cluster.models import RunData, new_dynamics, new_tokenizer
 from cluster.presets import smoke
-from cluster.pretrain import StageTrainer
+from cluster.pretrain import StageTrainer, build_learner
 from cluster.run import Run
-from cluster.stages import encode
-from dreamer4.data.mixing import MixedClips
+from cluster.stages import LatentWriter, finish_encode
+from dreamer4.data.mixing import Half, MixedClips
 from dreamer4.data.writer import DatasetWriter
 from dreamer4.envs.registry import spec
 from dreamer4.errors import ConfigError, DataError
+from dreamer4.rng import generator
+from learners.agent import AgentLearner
+from learners.parts import WHOLE
 
-pytestmark = pytest.mark.xdist_group("ray")
 STEPS = 6
 
 
@@ -26,8 +28,8 @@ def write_films(run: Run, folder, tasks: tuple[str, ...] | None = None) -> str:
     """Other episodes, whose keys nobody wrote down."""
     config = run.config
     env, collector = spec(config.env), Collector(config.env, config.data.demonstrator, 99)
-    with DatasetWriter(folder, env.name, env.frame_shape, env.actions, tasks or env.tasks, 150) as writer:
-        for episode in collector.collect(0, 20):
+    with DatasetWriter(folder, env.name, env.frame_shape, env.actions, tasks or env.tasks, 60) as writer:
+        for episode in collector.collect(0, 8):
             zeros = np.zeros_like(episode.act_out_TA)
             writer.add(replace(episode, act_out_TA=zeros, act_known_T=np.zeros(episode.length, bool), success=False))
     return str(folder)
@@ -41,11 +43,19 @@ def train(run: Run, stage: str) -> list[dict[str, float]]:
     return rows
 
 
+def encode(run: Run) -> None:
+    """As `dreamer4 encode`, in this process."""
+    writer = LatentWriter(str(run.path))
+    for index in range(len(writer.shards)):
+        writer.make(index)
+    finish_encode(run, {})
+
+
 @pytest.fixture
 def run(tmp_path) -> Run:
     """A run with recordings and films, of which nothing is trained."""
     with Run.open(tmp_path / "first", configure(smoke(), [])) as first:
-        record(first, episodes=25, shard_frames=150)
+        record(first, episodes=12, shard_frames=100)
         films = write_films(first, tmp_path / "films")
     settings = [f"data.source={first.data}", f'data.mixture=["{films}"]', "data.weights=[1,3]"]
     with Run.open(tmp_path / "run", configure(smoke(), settings)) as run:
@@ -53,8 +63,8 @@ def run(tmp_path) -> Run:
 
 
 @pytest.mark.slow
-def test_stages_train_on_recordings_and_films_by_weight(run, ray_up):
-    """Through `dreamer4 encode`. Negative control: recordings alone give other losses from the first update on."""
+def test_stages_train_on_recordings_and_films_by_weight(run):
+    """Negative control: recordings alone give other losses from the first update on."""
     mixed = train(run, "tokenizer")
     encode(run)
     films, folder = RunData(run).mixture[0]
@@ -102,3 +112,28 @@ def test_what_can_not_be_mixed_is_refused_before_the_run_begins(run, tmp_path):
     ):
         with pytest.raises(error, match=sentence):
             configure(smoke(), [source, *settings])
+
+
+def test_an_agent_learns_tasks_and_rewards_by_events_where_the_config_says_so(run, tmp_path):
+    """So do the contexts of dreams. Negative control: without the setting rewards are those of the recordings."""
+    films = RunData(run).mixture[0][0]
+    events = np.zeros((films.lengths_E[0], len(films.manifest.tasks)), bool)
+    events[5] = True
+    shape = (films.manifest.env, films.manifest.frame, films.manifest.actions, films.manifest.tasks)
+    with DatasetWriter(tmp_path / "events", *shape) as writer:
+        known = np.arange(len(events)) < len(events) - 1
+        for _ in range(8):
+            writer.add(replace(films.episode(0), events_TK=events, act_known_T=known))
+    rewards = {}
+    for relevant in ("all", "events"):
+        settings = [f"data.source={tmp_path / 'events'}", f"agent_training.relevant={relevant}"]
+        with Run.open(tmp_path / relevant, configure(smoke(), settings)) as own:
+            own.checkpoints("tokenizer").save(1, new_tokenizer(own).state_dict(), {}, own.identity())
+            own.checkpoints("dynamics").save(1, new_dynamics(own).state_dict(), {}, own.identity())
+            encode(own)
+            learner = build_learner(own, "agent")
+            assert isinstance(learner, AgentLearner)
+            clip, cloned_B, _ = learner.draw(0, generator(0), WHOLE.rows(learner.training.batch))
+            rewards[relevant] = clip.reward_BT[slice(None) if cloned_B is None else cloned_B].sum(1)
+            assert isinstance(RunData(own).contexts(), Half) == (relevant == "events")
+    assert bool((rewards["events"] >= 1).all()) and not bool((rewards["all"] >= 1).all())
