@@ -13,6 +13,7 @@ import psutil
 import pytest
 from states import assert_equal
 
+from cluster.main import main
 from cluster.run import Run
 from cluster.stages import STAGES
 from cluster.telemetry import read_metrics
@@ -124,16 +125,16 @@ def metrics(run: Path, stage: str) -> list[dict]:
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("ray")
+@pytest.mark.usefixtures("ray_up", "interrupts")
 def test_finished_run_is_not_done_again(whole: Path) -> None:
     before = (whole / "metrics.jsonl").read_bytes(), (whole / "evaluation" / "pmpo.json").stat().st_mtime_ns
-    finish(whole)
+    assert main(["quickstart", "--smoke", "--run", str(whole)]) == 0
     assert before == ((whole / "metrics.jsonl").read_bytes(), (whole / "evaluation" / "pmpo.json").stat().st_mtime_ns)
 
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("ray")
-def test_run_refuses_another_config(whole: Path) -> None:
-    command = [sys.executable, "-m", "cluster.main", "quickstart", "--smoke", "--run", str(whole), "seed=1"]
-    done = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2
-    assert "seed is 0 there and 1 here" in done.stderr
+@pytest.mark.usefixtures("interrupts")
+def test_run_refuses_another_config(whole: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["quickstart", "--smoke", "--run", str(whole), "seed=1"]) == 2
+    assert "seed is 0 there and 1 here" in capsys.readouterr().err
