@@ -4,10 +4,14 @@ the command line reads this."""
 import argparse
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dreamer4.errors import ConfigError, RunError
+from dreamer4.errors import ConfigError, DataError, RunError
+
+if TYPE_CHECKING:
+    from dreamer4.data.fault import Fault
 
 HUB = """TARGET and SOURCE are folders, or hf://OWNER/NAME on the Hugging Face hub (pip install 'dreamer4-ray[hub]')."""
 ALLOW = """Faults of an allowed kind are reported, and neither fail nor are quarantined; all kinds are in
@@ -88,12 +92,16 @@ def validate_data(options: argparse.Namespace) -> None:
     found: Validation = validate(place, allow, options.threads, progress=_progress)
     for fault in found.faults:
         print(fault)
-    for fault in found.accepted:
+    encoded = [] if options.run is None else latent_faults(options.run)
+    for fault in (*found.accepted, *(encoded if "latents" in allow else [])):
         print(f"allowed: {fault}")
+    encoded = [] if "latents" in allow else encoded
+    for fault in encoded:
+        print(fault)
     print(f"timing     {found.timing.text if found.timing else 'not looked at: no shard is without a fault'}")
-    record = {**found.to_json(), "quarantine": None}
+    record = {**found.to_json(), "latents": [asdict(fault) for fault in encoded], "quarantine": None}
     episodes = found.manifest.episodes if found.manifest else 0
-    print(f"episodes   {sum(map(len, found.good))} of {episodes} are good; {len(found.faults)} faults")
+    print(f"episodes   {sum(map(len, found.good))} of {episodes} are good; {len(found.faults) + len(encoded)} faults")
     try:
         if options.quarantine and found.faults and (aside := take_out(place, found)):
             record["quarantine"] = str(aside)
@@ -101,9 +109,27 @@ def validate_data(options: argparse.Namespace) -> None:
     finally:
         if options.json is not None:
             write_json(options.json, record)
-    if found.faults:
-        print(f"dreamer4: '{place}' has {len(found.faults)} faults", file=sys.stderr)
+    if found.faults or encoded:
+        print(f"dreamer4: '{place}' has {len(found.faults) + len(encoded)} faults", file=sys.stderr)
         raise SystemExit(1)
+
+
+def latent_faults(path: Path) -> "list[Fault]":
+    """Of all latents of a run; there are none before they are encoded."""
+    from cluster.models import RunData
+    from cluster.run import Run
+    from dreamer4.data.latent_checks import check_latents
+
+    run = Run.attach(path)
+    if run.finished("encode") is None:
+        return []
+    dynamics = run.config.dynamics
+    try:
+        places = RunData(run).places
+    except DataError:  # what is wrong with the recordings is said already
+        return []
+    shape = dynamics.latents, dynamics.channels
+    return [fault for dataset, folder in places for fault in check_latents(folder, dataset, shape)]
 
 
 def _progress(done: int, of: int) -> None:

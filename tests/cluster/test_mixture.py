@@ -8,6 +8,7 @@ from trained import record
 
 from actors.collector import Collector
 from cluster.config import configure
+from cluster.data_tools import latent_faults
 from cluster.models import RunData, new_dynamics, new_tokenizer
 from cluster.presets import smoke
 from cluster.pretrain import StageTrainer, build_learner
@@ -131,9 +132,12 @@ def test_an_agent_learns_tasks_and_rewards_by_events_where_the_config_says_so(ru
             own.checkpoints("tokenizer").save(1, new_tokenizer(own).state_dict(), {}, own.identity())
             own.checkpoints("dynamics").save(1, new_dynamics(own).state_dict(), {}, own.identity())
             encode(own)
+            assert latent_faults(own.path) == []
             learner = build_learner(own, "agent")
             assert isinstance(learner, AgentLearner)
             clip, cloned_B, _ = learner.draw(0, generator(0), WHOLE.rows(learner.training.batch))
             rewards[relevant] = clip.reward_BT[slice(None) if cloned_B is None else cloned_B].sum(1)
             assert isinstance(RunData(own).contexts(), Half) == (relevant == "events")
+    next(own.latents.glob("*.arrow")).unlink()
+    assert [fault.kind for fault in latent_faults(own.path)] == ["latents"]
     assert bool((rewards["events"] >= 1).all()) and not bool((rewards["all"] >= 1).all())
