@@ -17,17 +17,17 @@ from typing import Any
 import ray
 from matplotlib import pyplot
 
-from cluster.autoscale import Autoscaler
-from cluster.imagination_loop import ImaginationLoop
-from cluster.ledger import Ledger, broken_promises, read_ledger
-from cluster.local_cluster import LocalCluster
-from cluster.local_provider import Autoscaling
+from cluster.bench.stand_in import Costs, StandInLearner, StandInRank
+from cluster.local.cluster import LocalCluster
+from cluster.local.provider import Autoscaling
+from cluster.local.ray_start import REPOSITORY, Machine
 from cluster.nodes import draining_nodes, living_nodes
-from cluster.pool import Pool
-from cluster.ray_start import REPOSITORY, Machine
-from cluster.schedule import Plan
-from cluster.stand_in import Costs, StandInLearner, StandInRank
-from cluster.worker_group import WorkerSpec
+from cluster.policy.autoscale import Autoscaler
+from cluster.policy.ledger import Ledger, broken_promises, read_ledger
+from cluster.policy.loop import ImaginationLoop
+from cluster.policy.pool import Pool
+from cluster.policy.schedule import Plan
+from cluster.policy.worker_group import WorkerSpec
 from dreamer4.files import write_json
 
 MOST, PER_STEP = 5, 4

@@ -18,8 +18,8 @@ from statistics import median
 import torch
 
 from benchmarks.drill import CPUS, KINDS, Drill, Kill, copy_of, prepare
-from cluster.ledger import broken_promises, read_ledger
-from cluster.local_cluster import LocalCluster
+from cluster.local.cluster import LocalCluster
+from cluster.policy.ledger import broken_promises, read_ledger
 from cluster.run import Run
 from dreamer4.files import write_json
 

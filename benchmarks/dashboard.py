@@ -18,21 +18,21 @@ from typing import Any
 import ray
 from numpy.random import default_rng
 
-from cluster.autoscale import Autoscaler
-from cluster.dashboard import live_source
-from cluster.dashboard_page import PageServer
-from cluster.imagination_loop import ImaginationLoop
-from cluster.ledger import Ledger
-from cluster.local_cluster import LocalCluster
-from cluster.local_provider import Autoscaling
-from cluster.messages import Told
+from cluster.bench.stand_in import Costs, StandInLearner, StandInRank, StandInRollout, StandInWeights
+from cluster.dashboard.command import live_source
+from cluster.dashboard.page import PageServer
+from cluster.local.cluster import LocalCluster
+from cluster.local.provider import Autoscaling
+from cluster.local.ray_start import REPOSITORY, Machine
 from cluster.nodes import draining_nodes
-from cluster.pool import Pool
-from cluster.ray_start import REPOSITORY, Machine
-from cluster.rollout_telemetry import TelemetryWriter
-from cluster.schedule import Plan
-from cluster.stand_in import Costs, StandInLearner, StandInRank, StandInRollout, StandInWeights
-from cluster.worker_group import WorkerSpec
+from cluster.policy.autoscale import Autoscaler
+from cluster.policy.ledger import Ledger
+from cluster.policy.loop import ImaginationLoop
+from cluster.policy.messages import Told
+from cluster.policy.pool import Pool
+from cluster.policy.schedule import Plan
+from cluster.policy.telemetry import TelemetryWriter
+from cluster.policy.worker_group import WorkerSpec
 from dreamer4.errors import RunError
 
 SETTINGS = {

@@ -18,9 +18,9 @@ from pathlib import Path
 import psutil
 
 from cluster.config import configure
-from cluster.guard import offspring
-from cluster.ledger import read_ledger
-from cluster.local_cluster import LocalCluster
+from cluster.local.cluster import LocalCluster
+from cluster.local.guard import offspring
+from cluster.policy.ledger import read_ledger
 from cluster.presets import preset
 from cluster.run import Run
 from cluster.runtime import ray_session

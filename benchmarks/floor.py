@@ -1,4 +1,4 @@
-"""`python -m benchmarks.floor`: imagination beside the plain transformer of `cluster.bench_imagination_floor`.
+"""`python -m benchmarks.floor`: imagination beside the plain transformer of `cluster.bench.imagination_floor`.
 
 The target is 0.9 of it, at the sizes that other implementations were measured at.
 """

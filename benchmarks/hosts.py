@@ -22,11 +22,11 @@ from typing import Self
 from benchmarks.chaos import same_policy
 from benchmarks.drill import CPUS, Drill, Kill, copy_of, prepare, processes
 from benchmarks.network import Network
-from cluster.guard import offspring
-from cluster.ledger import broken_promises, read_ledger
-from cluster.local_cluster import LocalNode
-from cluster.processes import kill, launch
-from cluster.ray_start import STARTED, Machine, environment, head_command, node_command
+from cluster.local.cluster import LocalNode
+from cluster.local.guard import offspring
+from cluster.local.processes import kill, launch
+from cluster.local.ray_start import STARTED, Machine, environment, head_command, node_command
+from cluster.policy.ledger import broken_promises, read_ledger
 from cluster.session import temporary_folder, write_token
 from dreamer4.errors import RunError
 from dreamer4.files import write_json

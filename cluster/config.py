@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from cluster.recorded import check_mixture, recorded
+from cluster.data.recorded import check_mixture, recorded
 from cluster.settings import override
 from dreamer4.agent import HeadsConfig
 from dreamer4.dynamics import DynamicsConfig, check_shortcut

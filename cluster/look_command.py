@@ -48,8 +48,8 @@ def add_run(verb: argparse.ArgumentParser) -> None:
 def diagnose(options: argparse.Namespace) -> None:
     if options.windows < 1:
         raise ConfigError(f"--windows must be at least 1, got {options.windows}")
-    from cluster.diagnosis import diagnose as diagnose_run
-    from cluster.diagnosis import print_diagnosis
+    from cluster.reports.diagnosis import diagnose as diagnose_run
+    from cluster.reports.diagnosis import print_diagnosis
     from cluster.run import Run
     from dreamer4.files import write_json
 
@@ -61,21 +61,21 @@ def diagnose(options: argparse.Namespace) -> None:
 
 
 def report(options: argparse.Namespace) -> None:
-    from cluster.report import write_report
+    from cluster.reports.report import write_report
     from cluster.run import Run
 
     print(write_report(Run.attach(options.run)))
 
 
 def compare(options: argparse.Namespace) -> None:
-    from cluster.compare import compare as compare_runs
+    from cluster.reports.compare import compare as compare_runs
 
     print(compare_runs(options.runs))
 
 
 def runs(options: argparse.Namespace) -> None:
-    from cluster.registry import list_runs
-    from cluster.runs import table
+    from cluster.registry.registry import list_runs
+    from cluster.registry.table import table
     from dreamer4.files import write_json
 
     found = list_runs(options.root)
@@ -85,7 +85,7 @@ def runs(options: argparse.Namespace) -> None:
 
 
 def dashboard(options: argparse.Namespace) -> None:
-    from cluster.dashboard import dashboard as serve
+    from cluster.dashboard.command import dashboard as serve
 
     serve(options.run, options.address, options.prometheus, options.port, options.open)
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cluster import data_tools as tools
-from cluster.import_command import add_import_arguments, import_data
+from cluster.data import tools
+from cluster.data.import_command import add_import_arguments, import_data
 from cluster.look_command import add_look_verbs, add_run
 from dreamer4.errors import ConfigError, DreamerError, RunError
 
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    from cluster.bench_options import add_kinds
+    from cluster.bench.options import add_kinds
 
     parser = argparse.ArgumentParser("dreamer4", description=DESCRIPTION, allow_abbrev=False)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="COMMAND")
@@ -225,7 +225,7 @@ def evaluate(options: argparse.Namespace) -> None:
 
 
 def bench(options: argparse.Namespace) -> None:
-    from cluster.bench import main as bench_main
+    from cluster.bench.command import main as bench_main
 
     bench_main(options)
 

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 
 from cluster.clock import Clock
-from cluster.lease import LeaseKeeper
 from cluster.models import RunData, choose_device, load_agent, load_dynamics, new_dynamics, new_heads, new_tokenizer
 from cluster.models import load_policy as load_policy_head
 from cluster.placement import result, worker
+from cluster.registry.lease import LeaseKeeper
 from cluster.run import Run
 from cluster.telemetry import MetricsWriter, Progress
 from cluster.utilisation import Utilisation

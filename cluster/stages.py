@@ -9,14 +9,14 @@ from typing import Any
 from actors.collector import Collector
 from actors.encoder import Encoder
 from cluster.clock import Clock
-from cluster.dealing import deal
+from cluster.data.dealing import deal
 from cluster.evaluation import evaluate_policy
-from cluster.improve import improve_policy
-from cluster.inspection import inspect
 from cluster.models import RunData, load_tokenizer
 from cluster.placement import result, worker
+from cluster.policy.improve import improve_policy
 from cluster.pretrain import train_stage
-from cluster.report import write_report
+from cluster.reports.inspection import inspect
+from cluster.reports.report import write_report
 from cluster.run import Run
 from cluster.telemetry import Progress
 from cluster.variants import VARIANTS
@@ -89,7 +89,7 @@ def make_shards(
 ) -> dict[str, float]:
     """Deals shards to actors, the next one to whoever is free; returns the times of the stage.
 
-    Args and raised errors are those of `cluster.dealing.deal`.
+    Args and raised errors are those of `cluster.data.dealing.deal`.
     """
     progress = Progress(stage, shards)
     with Clock(run, stage) as clock:

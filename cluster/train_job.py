@@ -18,8 +18,8 @@ import torch.distributed as dist
 
 from cluster.board import Board, News
 from cluster.clock import Clock
-from cluster.ledger import Ledger
 from cluster.placement import cause_of, environment, result, worker
+from cluster.policy.ledger import Ledger
 from cluster.pretrain import StageTrainer, Steps
 from cluster.run import Run
 from cluster.telemetry import MetricsWriter, Progress, WandbSink

@@ -22,7 +22,7 @@ fail() {
 running() {
   local pid
   pid=$(cat "$state/pid" 2>/dev/null) || return 1
-  tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -q "cluster.local_service" || return 1
+  tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -q "cluster.local.service" || return 1
   echo "$pid"
 }
 
@@ -40,7 +40,7 @@ start() {
   done
   mkdir -p "$state" && chmod 700 "$state"
   export PYTHONPATH="$repository${PYTHONPATH:+:$PYTHONPATH}"
-  exec "$python" -m cluster.local_service --state "$state" "$@"
+  exec "$python" -m cluster.local.service --state "$state" "$@"
 }
 
 stop() {

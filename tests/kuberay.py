@@ -15,7 +15,7 @@ from kustomize import Resource
 
 KUBERNETES = "1.33"
 TOKEN, REDIS = "dreamer4-token", "dreamer4-redis"
-WANTED = {  # of every process of a Ray (cluster/ray_start.py)
+WANTED = {  # of every process of a Ray (cluster/local/ray_start.py)
     "RAY_AUTH_MODE": "token",
     "RAY_AUTH_TOKEN_PATH": "/run/dreamer4/token/auth_token",
     "RAY_USAGE_STATS_ENABLED": "0",

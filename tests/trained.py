@@ -16,7 +16,7 @@ import pytest
 
 from actors.collector import Collector
 from cluster.config import configure
-from cluster.ledger import read_ledger
+from cluster.policy.ledger import read_ledger
 from cluster.presets import smoke
 from cluster.pretrain import StageTrainer, Steps
 from cluster.run import Run

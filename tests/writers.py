@@ -12,7 +12,7 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cluster.registry import Lease, open_registry
+from cluster.registry.registry import Lease, open_registry
 from dreamer4.errors import RunError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -70,8 +70,8 @@ class Careless:
 # Does what it is told, line by line, and answers each with one line: "ok", or the error.
 SCRIPT = """
 import sys
-from cluster.lease import LeaseKeeper
-from cluster.registry import open_registry
+from cluster.registry.lease import LeaseKeeper
+from cluster.registry.registry import open_registry
 
 registry, holder, ttl = open_registry(sys.argv[1]), sys.argv[2], float(sys.argv[3])
 kept = None

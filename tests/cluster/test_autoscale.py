@@ -1,6 +1,6 @@
 import pytest
 
-from cluster.autoscale import Autoscaler, Fraction
+from cluster.policy.autoscale import Autoscaler, Fraction
 
 
 def decisions(scaler: Autoscaler, rounds: list[tuple[float, float, int]]) -> list[int]:

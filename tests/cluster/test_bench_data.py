@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from cluster import bench_data
-from cluster.bench_readers import LENGTH, panning, pixel_art, plain_mp4, tar_stream
+from cluster.bench import data as bench_data
+from cluster.bench.readers import LENGTH, panning, pixel_art, plain_mp4, tar_stream
 from cluster.main import main
 from dreamer4.data.codecs import Codec
 from dreamer4.data.episodes import EpisodeDataset

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cluster import bench_imagination as bench
-from cluster.bench_imagination_floor import Floor
+from cluster.bench import imagination as bench
+from cluster.bench.imagination_floor import Floor
 from cluster.presets import laptop
 from dreamer4.errors import ConfigError
 
@@ -28,8 +28,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     config = laptop()
     config = replace(config, dynamics=replace(config.dynamics, width=16, hidden=32))
     monkeypatch.setattr(bench, "preset", lambda name: config)
-    monkeypatch.setattr("cluster.bench_measure.SIZES", {"cpu": 32})
-    monkeypatch.setattr("cluster.bench_measure.COPIED", {"cpu": 1 << 12})
+    monkeypatch.setattr("cluster.bench.measure.SIZES", {"cpu": 32})
+    monkeypatch.setattr("cluster.bench.measure.COPIED", {"cpu": 1 << 12})
 
 
 @pytest.mark.usefixtures("small")

@@ -8,8 +8,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from cluster.bench_floor import FloorLearner
-from cluster.bench_training import MadeUpClips, bootstrapping, common, new_learner, workload
+from cluster.bench.floor import FloorLearner
+from cluster.bench.training import MadeUpClips, bootstrapping, common, new_learner, workload
 from cluster.main import main
 from dreamer4.dynamics import Dynamics
 from dreamer4.rng import generator

@@ -5,7 +5,7 @@ import pytest
 from handmade import RETURNS, add_evaluation, empty_run, finish, inspection, whole_run
 
 from actors.inspection import save_inspection
-from cluster.compare import compare
+from cluster.reports.compare import compare
 from dreamer4.errors import RunError
 from dreamer4.files import write_json
 

@@ -17,15 +17,15 @@ from urllib.request import urlopen
 
 import pytest
 
-from cluster.autoscale import IDLE, STARVING
 from cluster.config import configure
-from cluster.dashboard_diagnosis import OLD, QUIET, diagnose
-from cluster.dashboard_page import HTML, PageServer, snapshot
-from cluster.dashboard_panels import ROWS, Line, gauge
-from cluster.dashboard_source import MOST_POINTS, FileSource, PrometheusSource, Scope, scoped
+from cluster.dashboard.diagnosis import OLD, QUIET, diagnose
+from cluster.dashboard.page import HTML, PageServer, snapshot
+from cluster.dashboard.panels import ROWS, Line, gauge
+from cluster.dashboard.source import MOST_POINTS, FileSource, PrometheusSource, Scope, scoped
 from cluster.main import main
+from cluster.policy.autoscale import IDLE, STARVING
+from cluster.policy.telemetry import FILE, METRICS
 from cluster.presets import smoke
-from cluster.rollout_telemetry import FILE, METRICS
 from cluster.run import Run
 from dreamer4.errors import RunError
 
@@ -276,14 +276,14 @@ def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     ],
 )
 def test_mistakes_are_one_sentence(alone, interrupts, monkeypatch, capsys, words, sentence):
-    monkeypatch.setattr("cluster.dashboard.prometheus_installed", lambda: True)
+    monkeypatch.setattr("cluster.dashboard.command.prometheus_installed", lambda: True)
     assert main(["dashboard", *words]) == 2
     said = capsys.readouterr().err
     assert sentence in said and len(said.splitlines()) == 1
 
 
 def test_without_prometheus_and_a_run_it_says_what_to_install(alone, interrupts, monkeypatch, capsys):
-    monkeypatch.setattr("cluster.dashboard.prometheus_installed", lambda: False)
+    monkeypatch.setattr("cluster.dashboard.command.prometheus_installed", lambda: False)
     assert main(["dashboard", "--address", "127.0.0.1:9"]) == 2
     assert "prometheus is not installed: `apt-get install prometheus`, or name a run" in capsys.readouterr().err
 

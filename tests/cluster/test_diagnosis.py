@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cluster.diagnosis import DEMANDS, _numbers, _page, verdict
+from cluster.reports.diagnosis import DEMANDS, _numbers, _page, verdict
 
 NAN = float("nan")
 STEP = {"n": 40, "pose": 0.99, "items": 0.99, "frame": 0.98, "copy_pose": 0.1, "copy_items": 0.9, "copy_frame": 0.1}

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import ray
 
-from cluster.autoscale import Autoscaler
-from cluster.imagination_loop import ImaginationLoop
-from cluster.ledger import Ledger, broken_promises, read_ledger
-from cluster.local_cluster import LocalCluster
+from cluster.bench.stand_in import Costs, StandInLearner, StandInRank, plain_loop
+from cluster.local.cluster import LocalCluster
 from cluster.nodes import draining_nodes, node_of
-from cluster.pool import Pool
-from cluster.schedule import Plan
-from cluster.stand_in import Costs, StandInLearner, StandInRank, plain_loop
-from cluster.worker_group import READY, WorkerSpec
+from cluster.policy.autoscale import Autoscaler
+from cluster.policy.ledger import Ledger, broken_promises, read_ledger
+from cluster.policy.loop import ImaginationLoop
+from cluster.policy.pool import Pool
+from cluster.policy.schedule import Plan
+from cluster.policy.worker_group import READY, WorkerSpec
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.xdist_group("ray")]
 

@@ -8,9 +8,9 @@ import pytest
 from states import assert_equal
 
 from benchmarks.drill import ACTORS, CPUS, KINDS, Drill, copy_of, prepare, processes
-from cluster.ledger import broken_promises, read_ledger
-from cluster.local_cluster import LocalCluster
-from cluster.registry import open_registry
+from cluster.local.cluster import LocalCluster
+from cluster.policy.ledger import broken_promises, read_ledger
+from cluster.registry.registry import open_registry
 from cluster.run import Run
 from cluster.telemetry import read_metrics
 

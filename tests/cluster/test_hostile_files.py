@@ -19,8 +19,8 @@ from test_imports import modules, uses
 from worlds import FRAME, SPACE, walk, write_walks
 
 from actors.inspection import load_inspection
-from cluster.ledger import read_ledger
-from cluster.registry import list_runs, open_registry
+from cluster.policy.ledger import read_ledger
+from cluster.registry.registry import list_runs, open_registry
 from cluster.run import Run, read_config
 from cluster.telemetry import read_metrics
 from dreamer4.checkpoint import NUMBERS, RECORD, Checkpoints, load_tensors

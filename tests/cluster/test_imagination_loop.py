@@ -13,14 +13,14 @@ import pytest
 import ray
 from living import eventually
 
-from cluster import pool as pool_module
-from cluster.autoscale import Autoscaler
-from cluster.imagination_loop import ImaginationLoop
-from cluster.ledger import Ledger, broken_promises, read_ledger
-from cluster.pool import Pool
-from cluster.schedule import Plan
-from cluster.stand_in import Costs, StandInLearner, StandInRank, plain_loop
-from cluster.worker_group import WorkerSpec, remove_left_over
+from cluster.bench.stand_in import Costs, StandInLearner, StandInRank, plain_loop
+from cluster.policy import pool as pool_module
+from cluster.policy.autoscale import Autoscaler
+from cluster.policy.ledger import Ledger, broken_promises, read_ledger
+from cluster.policy.loop import ImaginationLoop
+from cluster.policy.pool import Pool
+from cluster.policy.schedule import Plan
+from cluster.policy.worker_group import WorkerSpec, remove_left_over
 from dreamer4.errors import RunError
 
 pytestmark = [pytest.mark.usefixtures("ray_up"), pytest.mark.xdist_group("ray")]

@@ -12,8 +12,8 @@ import pytest
 from mortal import MortalImporter
 from recordings import line, stamped, write_film, write_vpt
 
-from cluster import importing
-from cluster.import_command import read_names
+from cluster.data import importing
+from cluster.data.import_command import read_names
 from cluster.main import main
 from dreamer4.data.episodes import EpisodeDataset
 

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 from ray.exceptions import GetTimeoutError
 
-from cluster import improve
 from cluster.config import configure
-from cluster.coordinator import DONE, Status
-from cluster.lease import LeaseKeeper
+from cluster.policy import improve
+from cluster.policy.coordinator import DONE, Status
 from cluster.presets import smoke
+from cluster.registry.lease import LeaseKeeper
 from cluster.run import Run
 from dreamer4.errors import RunError
 

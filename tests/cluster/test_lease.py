@@ -6,9 +6,9 @@ import pytest
 from redis_server import RedisServer
 from writers import PATIENCE, Writer, eventually
 
-from cluster import lease as lease_module
-from cluster.lease import LeaseKeeper
-from cluster.registry import open_registry
+from cluster.registry import lease as lease_module
+from cluster.registry.lease import LeaseKeeper
+from cluster.registry.registry import open_registry
 from dreamer4.errors import LeaseLostError, RunError
 
 HOUR = 3600.0

@@ -9,10 +9,10 @@ import pytest
 from driver import driver
 from living import alive, eventually
 
-from cluster.guard import offspring
-from cluster.local_cluster import LocalCluster, LocalNode
-from cluster.local_provider import Autoscaling
-from cluster.ray_start import Machine
+from cluster.local.cluster import LocalCluster, LocalNode
+from cluster.local.guard import offspring
+from cluster.local.provider import Autoscaling
+from cluster.local.ray_start import Machine
 from dreamer4.errors import RunError
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
@@ -169,8 +169,8 @@ def test_harness_that_is_killed_leaves_no_process():
     script = """
 import os, time
 import ray
-from cluster.guard import offspring
-from cluster.local_cluster import LocalCluster
+from cluster.local.guard import offspring
+from cluster.local.cluster import LocalCluster
 
 os.environ["RAY_ADDRESS"] = "192.0.2.9:1"
 with LocalCluster(store="rocksdb") as cluster:

@@ -203,8 +203,10 @@ def test_evaluation_prints_and_writes_what_it_measured(played, tmp_path, capsys)
 def test_report_and_compare_read_runs(played, monkeypatch, tmp_path, capsys):
     run = Run.open(tmp_path / "r", smoke())  # in use: both only read
     report = SimpleNamespace(write_report=lambda run: run.path / "report.html")
-    monkeypatch.setitem(sys.modules, "cluster.report", report)
-    monkeypatch.setitem(sys.modules, "cluster.compare", SimpleNamespace(compare=lambda paths: f"{len(paths)} runs"))
+    monkeypatch.setitem(sys.modules, "cluster.reports.report", report)
+    monkeypatch.setitem(
+        sys.modules, "cluster.reports.compare", SimpleNamespace(compare=lambda paths: f"{len(paths)} runs")
+    )
     assert main(["report", "--run", "r"]) == 0
     assert main(["compare", "r", "s"]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'r' / 'report.html'}\n2 runs\n"

@@ -8,7 +8,7 @@ from trained import record
 
 from actors.collector import Collector
 from cluster.config import configure
-from cluster.data_tools import latent_faults
+from cluster.data.tools import latent_faults
 from cluster.models import RunData, new_dynamics, new_tokenizer
 from cluster.presets import smoke
 from cluster.pretrain import StageTrainer, build_learner

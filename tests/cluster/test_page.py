@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from handmade import empty_run, whole_run
 
-from cluster.figures import Picture
-from cluster.page import details, page, paragraph, pictures, section, table
-from cluster.report import write_report
+from cluster.reports.figures import Picture
+from cluster.reports.page import details, page, paragraph, pictures, section, table
+from cluster.reports.report import write_report
 
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="

@@ -14,21 +14,21 @@ import torch
 from states import assert_equal, same
 
 from benchmarks.drill import copy_of, prepare
-from cluster import improve
-from cluster.coordinator import NAMESPACE, actor_name
-from cluster.improve import improve_policy
-from cluster.ledger import broken_promises, read_ledger
-from cluster.messages import Request
 from cluster.models import load_agent, load_policy
-from cluster.pool import Arrived, Lost, Pool
-from cluster.registry import open_registry
-from cluster.rollout_rank import RolloutRank, build_worker
-from cluster.rollout_telemetry import METRICS, read_telemetry
+from cluster.policy import improve
+from cluster.policy.coordinator import NAMESPACE, actor_name
+from cluster.policy.improve import improve_policy
+from cluster.policy.ledger import broken_promises, read_ledger
+from cluster.policy.messages import Request
+from cluster.policy.pool import Arrived, Lost, Pool
+from cluster.policy.rollout_rank import RolloutRank, build_worker
+from cluster.policy.telemetry import METRICS, read_telemetry
+from cluster.policy.worker_group import WorkerSpec
+from cluster.registry.registry import open_registry
 from cluster.run import Run
 from cluster.settings import override
 from cluster.telemetry import read_metrics
 from cluster.variants import VARIANTS
-from cluster.worker_group import WorkerSpec
 from dreamer4.errors import NonFiniteError, RunError
 from dreamer4.types import Weights
 from learners.policy import PolicyLearner

@@ -26,9 +26,9 @@ from trained import (
 
 from cluster.board import Board, News
 from cluster.config import configure
-from cluster.lease import LeaseKeeper
 from cluster.presets import smoke
 from cluster.pretrain import StageTrainer, Steps, train_stage
+from cluster.registry.lease import LeaseKeeper
 from cluster.run import Run
 from cluster.runtime import logical_cpus
 from cluster.telemetry import MetricsWriter

@@ -11,7 +11,7 @@ import psutil
 import pytest
 from trained import STEPS, Killer, alone, assert_as_alone, opened, recorded, starts, wait_for_mid_interval
 
-from cluster.local_cluster import LocalCluster, LocalNode
+from cluster.local.cluster import LocalCluster, LocalNode
 from cluster.run import Run
 from cluster.telemetry import read_metrics
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from living import alive, eventually
 
-from cluster.guard import offspring
-from cluster.processes import kill, launch
+from cluster.local.guard import offspring
+from cluster.local.processes import kill, launch
 
 # One that ignores SIGTERM, and an orphan in a session of its own, as Ray's jobs are.
 STUBBORN = 'trap "" TERM; (setsid sleep 1000 &); sleep 1000 & wait'
@@ -39,7 +39,7 @@ def test_end_of_the_command_ends_what_it_left_behind(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_nothing_survives_the_process_that_launched_it(tmp_path, number):
     script = (
-        "import os, sys, time; from pathlib import Path; from cluster.processes import launch\n"
+        "import os, sys, time; from pathlib import Path; from cluster.local.processes import launch\n"
         f"print(launch(['bash', '-c', {STUBBORN!r}], dict(os.environ), Path(sys.argv[1])).pid, flush=True)\n"
         "time.sleep(1000)"
     )

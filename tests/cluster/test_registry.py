@@ -6,7 +6,7 @@ import time
 import pytest
 from writers import Writer, contend, eventually
 
-from cluster.registry import Lease, list_runs, open_registry
+from cluster.registry.registry import Lease, list_runs, open_registry
 from dreamer4.errors import LeaseLostError, RunError
 
 HOUR = 3600.0

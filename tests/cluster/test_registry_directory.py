@@ -10,9 +10,9 @@ from dataclasses import asdict, replace
 import pytest
 from writers import Writer
 
-from cluster import lease_files
-from cluster.liveness import Process
-from cluster.registry import Lease, list_runs, open_registry
+from cluster.registry import lease_files
+from cluster.registry.liveness import Process
+from cluster.registry.registry import Lease, list_runs, open_registry
 from dreamer4.errors import LeaseLostError, RunError
 from dreamer4.files import read_json, write_json
 
@@ -77,7 +77,8 @@ def test_clock_that_is_set_does_not_end_a_lease(registry, monkeypatch):
 
 def test_lease_belongs_to_the_process_that_renewed_it_last(directory_run, registry):
     """An actor may go on with the lease that its driver acquired."""
-    script = "import sys; from cluster.registry import open_registry; open_registry(sys.argv[1]).acquire('first', 3600)"
+    opened = "import sys; from cluster.registry.registry import open_registry"
+    script = f"{opened}; open_registry(sys.argv[1]).acquire('first', 3600)"
     subprocess.run([sys.executable, "-c", script, str(directory_run)], check=True)
     assert registry.read()["holder"] is None
     registry.renew(Lease(registry.run, "first", 1), HOUR)

@@ -7,8 +7,8 @@ import pytest
 from redis_server import RedisServer
 from writers import eventually
 
-from cluster import registry_redis
-from cluster.registry import list_runs, open_registry
+from cluster.registry import redis as registry_redis
+from cluster.registry.registry import list_runs, open_registry
 from dreamer4.errors import LeaseLostError, RunError
 
 HOUR = 3600.0

@@ -20,9 +20,9 @@ from handmade import (
 from PIL import Image
 
 from actors.inspection import save_inspection
-from cluster import figures, strips
-from cluster.report import write_report
-from cluster.results import in_order, read_times, z_score
+from cluster.reports import figures, strips
+from cluster.reports.report import write_report
+from cluster.reports.results import in_order, read_times, z_score
 from cluster.run import Run
 from dreamer4.errors import RunError
 from dreamer4.files import write_json

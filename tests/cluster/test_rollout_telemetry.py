@@ -5,9 +5,9 @@ from typing import Any, ClassVar
 
 import pytest
 
-from cluster.messages import Cost
-from cluster.rollout_telemetry import METRICS, TelemetryWriter, exported, read_telemetry
-from cluster.throughput import Throughput
+from cluster.policy.messages import Cost
+from cluster.policy.telemetry import METRICS, TelemetryWriter, exported, read_telemetry
+from cluster.policy.throughput import Throughput
 
 
 class Told:
@@ -28,7 +28,7 @@ class Told:
 
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, ...], float]:
-    monkeypatch.setattr("cluster.rollout_telemetry.Gauge", Told)
+    monkeypatch.setattr("cluster.policy.telemetry.Gauge", Told)
     monkeypatch.setattr(Told, "values", {})
     return Told.values
 

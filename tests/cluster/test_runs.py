@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from cluster.main import main
-from cluster.registry import open_registry
-from cluster.runs import table
+from cluster.registry.registry import open_registry
+from cluster.registry.table import table
 from dreamer4.files import read_json
 
 ROOT = Path(__file__).resolve().parents[2]

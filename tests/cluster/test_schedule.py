@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from cluster.schedule import Plan, Schedule
+from cluster.policy.schedule import Plan, Schedule
 
 
 def finish(plan: Plan, seed: int, losses: float = 0.0, rewinds: float = 0.0) -> list[tuple[int, int, list[int]]]:

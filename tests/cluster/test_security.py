@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from living import eventually
 
-from cluster.local_cluster import LocalCluster
-from cluster.ray_start import RAY
+from cluster.local.cluster import LocalCluster
+from cluster.local.ray_start import RAY
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
 

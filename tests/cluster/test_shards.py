@@ -11,7 +11,7 @@ from trained import record
 from actors.encoder import Encoder
 from cluster import stages
 from cluster.config import configure
-from cluster.dealing import LOSSES
+from cluster.data.dealing import LOSSES
 from cluster.models import RunData, load_tokenizer, new_tokenizer
 from cluster.placement import worker
 from cluster.presets import smoke

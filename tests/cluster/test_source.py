@@ -9,7 +9,7 @@ from trained import record
 from cluster.config import configure
 from cluster.models import RunData
 from cluster.presets import smoke
-from cluster.report import Report
+from cluster.reports.report import Report
 from cluster.run import Run
 from cluster.stages import run_stage
 from dreamer4.errors import ConfigError, DataError

@@ -16,7 +16,7 @@ import pytest
 from ray._private.runtime_env.packaging import create_package
 from ray._private.runtime_env.working_dir import upload_working_dir_if_needed
 
-from cluster.local_cluster import LocalCluster
+from cluster.local.cluster import LocalCluster
 from cluster.main import build_parser, main
 from cluster.run import Run
 from cluster.submit import PATHS, absolute, address, source

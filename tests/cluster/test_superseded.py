@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from cluster import coordinator as module
 from cluster.config import configure
-from cluster.coordinator import FAILED, Coordinator
-from cluster.lease import LeaseKeeper
+from cluster.policy import coordinator as module
+from cluster.policy.coordinator import FAILED, Coordinator
 from cluster.presets import smoke
+from cluster.registry.lease import LeaseKeeper
 from cluster.run import Run
 from dreamer4.errors import LeaseLostError, RunError
 

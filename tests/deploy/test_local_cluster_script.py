@@ -14,8 +14,8 @@ import pytest
 from living import alive, eventually
 
 from benchmarks.drill import prepare
-from cluster.guard import offspring
-from cluster.rollout_telemetry import read_telemetry
+from cluster.local.guard import offspring
+from cluster.policy.telemetry import read_telemetry
 from cluster.submit import ADDRESSES
 
 ROOT = Path(__file__).parents[2]

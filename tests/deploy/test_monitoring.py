@@ -14,13 +14,13 @@ import ray
 from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
 
 from benchmarks.dashboard import COSTS, SETTINGS, start_load
-from cluster.dashboard import live_source
-from cluster.dashboard_page import PageServer
-from cluster.dashboard_panels import ROWS, Line, gauge
-from cluster.dashboard_source import FileSource, PrometheusSource, Scope, scoped
-from cluster.local_cluster import LocalCluster
-from cluster.ray_start import REPOSITORY
-from cluster.rollout_telemetry import METRICS, exported
+from cluster.dashboard.command import live_source
+from cluster.dashboard.page import PageServer
+from cluster.dashboard.panels import ROWS, Line, gauge
+from cluster.dashboard.source import FileSource, PrometheusSource, Scope, scoped
+from cluster.local.cluster import LocalCluster
+from cluster.local.ray_start import REPOSITORY
+from cluster.policy.telemetry import METRICS, exported
 
 PANELS = [panel for panels in ROWS.values() for panel in panels]
 HERE = [(panel, line) for panel in PANELS if not panel.gpu for line in panel.lines]

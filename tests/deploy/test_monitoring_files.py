@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.autoscale import STARVING
-from cluster.dashboard_grafana import SOURCE, UID, dashboard
-from cluster.dashboard_panels import LEARNER, ROWS
-from cluster.dashboard_prometheus import Grafana, configuration, grafana_program
-from cluster.rollout_telemetry import METRICS, TAGS, exported
+from cluster.dashboard.grafana import SOURCE, UID, dashboard
+from cluster.dashboard.panels import LEARNER, ROWS
+from cluster.dashboard.prometheus import Grafana, configuration, grafana_program
+from cluster.policy.autoscale import STARVING
+from cluster.policy.telemetry import METRICS, TAGS, exported
 from dreamer4.errors import RunError
 
 ROOT = Path(__file__).parents[2]
@@ -45,7 +45,7 @@ def charts(shown: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def test_dashboard_is_what_the_panels_say(shown):
-    assert shown == dashboard(), "write it again: python -m cluster.dashboard_grafana FILE"
+    assert shown == dashboard(), "write it again: python -m cluster.dashboard.grafana FILE"
 
 
 def test_panels_have_numbers_of_their_own_and_do_not_overlap(shown):

@@ -14,8 +14,8 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import start
 
+from cluster.local.ray_start import SETTINGS
 from cluster.presets import preset
-from cluster.ray_start import SETTINGS
 
 TOKEN = "/run/dreamer4/token/auth_token"
 SAID = (

@@ -11,9 +11,9 @@ import pytest
 from living import eventually
 from ray.scripts.scripts import start
 
+from cluster.local.ray_start import SETTINGS
 from cluster.main import build_parser, read_settings
 from cluster.presets import preset
-from cluster.ray_start import SETTINGS
 from cluster.settings import override
 from cluster.submit import absolute
 

@@ -69,7 +69,7 @@ def ways() -> Iterator[Any]:
                 yield pytest.param(name, FSDP, id=f"{name}-fsdp")
 
 
-@pytest.mark.parametrize(("name", "config"), ways())
+@pytest.mark.parametrize(("name", "config"), list(ways()))
 def test_two_processes_learn_what_one_does(pair, folder, alone, name, config):
     first, second = pair.call(updates, folder, name, config)
     # Muon orthogonalises in bfloat16; of shards the products are summed up in another order.

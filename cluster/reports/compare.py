@@ -1,0 +1,180 @@
+"""Several runs side by side, as Markdown: what `docs/results.md` shows of the seeds."""
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from cluster.reports.results import STAGES, finished, in_order, label, read_evaluations, read_times, z_score
+from dreamer4.errors import RunError
+from dreamer4.files import read_json
+from dreamer4.metrics import mean_stderr
+
+MISSING = "–"
+
+
+def compare(paths: Iterable[str | Path]) -> str:
+    """Tables of returns, of differences to BC and of PMPO to all others, of the world models, and of CPU seconds.
+
+    Raises:
+        RunError: a path holds no run.
+    """
+    runs = [Path(path) for path in paths]
+    configs = [_config(run) for run in runs]
+    names = _names(runs, configs)
+    evaluations = [read_evaluations(run) for run in runs]
+    return "\n".join(
+        [
+            *_returns(names, evaluations),
+            "",
+            *_differences(names, evaluations),
+            "",
+            *_advantages(evaluations),
+            "",
+            *_world_models(names, runs),
+            "",
+            *_costs(names, runs),
+            "",
+        ]
+    )
+
+
+def _config(run: Path) -> dict[str, Any]:
+    if not (run / "config.json").is_file():
+        raise RunError(f"there is no run in '{run}': give run directories")
+    return read_json(run / "config.json")
+
+
+def _names(runs: list[Path], configs: list[dict[str, Any]]) -> list[str]:
+    """Seeds where these tell the runs apart, otherwise the directories' names."""
+    seeds = [f"seed {config.get('seed', 0)}" for config in configs]
+    return seeds if len(set(seeds)) == len(runs) else [run.name for run in runs]
+
+
+def _returns(names: list[str], evaluations: list[dict[str, dict[str, Any]]]) -> list[str]:
+    policies = in_order(policy for one in evaluations for policy in one)
+    if not policies:
+        return ["No policy has been evaluated yet."]
+    rows = []
+    for policy in policies:
+        records = [one.get(policy) for one in evaluations]
+        means = [record["mean_return"] for record in records if record]
+        wins = [record["success"] for record in records if record]
+        total = f"{_with_error(*mean_stderr(means))} ({100 * sum(wins) / len(wins):.1f} %)"
+        rows.append([label(policy), *(_cell(record) for record in records), total])
+    episodes = sorted({record["episodes"] for one in evaluations for record in one.values()})
+    counted = " to ".join(dict.fromkeys([str(episodes[0]), str(episodes[-1])]))
+    return [
+        f"Mean return ± standard error over {counted} episodes (successful episodes). "
+        "Last column: mean over the runs ± standard error over them.",
+        "",
+        *markdown(["policy", *names, "mean over runs"], rows),
+    ]
+
+
+def _differences(names: list[str], evaluations: list[dict[str, dict[str, Any]]]) -> list[str]:
+    rows = []
+    for policy in in_order(policy for one in evaluations for policy in one):
+        pairs = [(one.get(policy), one.get("bc")) for one in evaluations]
+        if policy in ("random", "demonstrator", "bc") or not any(mine and base for mine, base in pairs):
+            continue
+        rows.append([f"{label(policy)} − BC", *(_difference(mine, base) for mine, base in pairs)])
+    if not rows:
+        return ["No policy can be compared with BC yet."]
+    return [
+        "Differences of mean returns, and z: the difference in standard errors, which are over episodes.",
+        "",
+        *markdown(["difference", *names], rows),
+    ]
+
+
+def _advantages(evaluations: list[dict[str, dict[str, Any]]]) -> list[str]:
+    """PMPO against everything else, run by run: what a claim over training seeds rests on."""
+    rows = []
+    for policy in in_order(policy for one in evaluations for policy in one if policy != "pmpo"):
+        both = [one for one in evaluations if "pmpo" in one and policy in one]
+        if not both:
+            continue
+        gains = [one["pmpo"]["mean_return"] - one[policy]["mean_return"] for one in both]
+        mean, error = mean_stderr(gains)
+        wins = sum(one["pmpo"]["success"] - one[policy]["success"] for one in both) / len(both)
+        errors = f"{mean / error:.1f}" if math.isfinite(error) and error > 0 else MISSING
+        cells = [_with_error(mean, error), errors, f"{100 * wins:+.1f}", str(sum(gain > 0 for gain in gains))]
+        rows.append([f"PMPO − {label(policy)}", *cells, str(len(both))])
+    if not rows:
+        return ["PMPO has not been evaluated yet."]
+    head = ["difference", "mean return ± standard error over the runs", "in standard errors", "success, points"]
+    return [
+        "PMPO against the others: the difference within every run, its mean over the runs, and its standard error.",
+        "",
+        *markdown([*head, "runs in favour", "runs"], rows),
+    ]
+
+
+def _world_models(names: list[str], runs: list[Path]) -> list[str]:
+    found = [_inspected(run) for run in runs]
+    rows = {
+        "reconstruction": [_number(one, ".1f", "reconstructions", "psnr", unit=" dB") for one in found],
+        "agent's cell after one step": [_number(one, ".3f", "agent_cell", "one_step", "model") for one in found],
+        "the same, last frame repeated": [_number(one, ".3f", "agent_cell", "one_step", "copy") for one in found],
+        "action-shuffle ratio, one step": [_number(one, ".2f", "action_shuffle", "one_step", "ratio") for one in found],
+    }
+    rows = {name: cells for name, cells in rows.items() if set(cells) != {MISSING}}
+    if not rows:
+        return ["No world model has been inspected yet."]
+    lines = [[name, *cells] for name, cells in rows.items()]
+    return ["World models, on validation episodes.", "", *markdown(["measurement", *names], lines)]
+
+
+def _inspected(run: Path) -> dict[str, Any]:
+    path = run / "inspection" / "inspection.json"
+    return read_json(path) if path.exists() else {}
+
+
+def _number(found: dict[str, Any], form: str, *keys: str, unit: str = "") -> str:
+    """A number deep in nested dicts, or a dash where it was not measured."""
+    value: Any = found
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return MISSING if value is None else f"{value:{form}}{unit}"
+
+
+def _costs(names: list[str], runs: list[Path]) -> list[str]:
+    times = [read_times(run) for run in runs]
+    stages = dict.fromkeys([*STAGES, *(stage for one in times for stage in one)])
+    rows = []
+    for stage in stages:
+        cells = []
+        for run, one in zip(runs, times, strict=True):
+            unfinished = finished(run, stage) is None
+            cells.append(f"{one[stage]['cpu_seconds']:.0f}{' (unfinished)' * unfinished}" if stage in one else MISSING)
+        if any(cell != MISSING for cell in cells):
+            rows.append([stage, *cells])
+    if not rows:
+        return ["No stage has been timed yet."]
+    sums = [sum(time["cpu_seconds"] for time in one.values()) for one in times]
+    rows.append(["all", *(f"{total:.0f}" for total in sums)])
+    return ["CPU seconds per stage.", "", *markdown(["stage", *names], rows)]
+
+
+def _cell(record: dict[str, Any] | None) -> str:
+    if record is None:
+        return MISSING
+    return f"{_with_error(record['mean_return'], record['stderr'])} ({100 * record['success']:.1f} %)"
+
+
+def _difference(mine: dict[str, Any] | None, base: dict[str, Any] | None) -> str:
+    if mine is None or base is None:
+        return MISSING
+    return f"{mine['mean_return'] - base['mean_return']:+.3f}, z {z_score(mine, base):.1f}"
+
+
+def _with_error(mean: float, stderr: float | None) -> str:
+    known = stderr is not None and math.isfinite(stderr)
+    return f"{mean:.3f} ± {stderr:.3f}" if known else f"{mean:.3f}"
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table; the first column is text, the others are numbers."""
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return [f"| {' | '.join(cells)} |" for cells in (head, rule, *rows)]

@@ -1,0 +1,141 @@
+"""`dreamer4 diagnose`: which part of a run is the ceiling, as numbers, as a sentence, and as a page with pictures."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from actors.diagnosis import Diagnosis
+from actors.inspector import GRID_WORLDS
+from actors.lens import Lens
+from actors.replay import Replay
+from actors.windows import Windows
+from cluster.models import RunData, load_agent, load_policy, load_tokenizer
+from cluster.reports import strips
+from cluster.reports.page import page, paragraph, pictures, section, table
+from cluster.reports.results import label, read_evaluations
+from cluster.run import Run
+from cluster.variants import IMITATIONS, VARIANTS
+from dreamer4.data.clips import ClipSampler
+from dreamer4.errors import RunError
+from dreamer4.files import write_atomic
+
+# What a part has to reach before the next one can be blamed: name, where it is in the record, and the least value.
+DEMANDS = (
+    ("the tokenizer keeps the agent's cell and direction", ("tokenizer", "pose"), 0.98),
+    ("the tokenizer keeps the items", ("tokenizer", "items"), 0.98),
+    ("the world model moves the agent right one step ahead", ("dynamics", "1", "pose"), 0.95),
+    ("the world model moves the agent right sixteen steps ahead", ("dynamics", "16", "pose"), 0.8),
+    ("items persist for sixteen steps", ("dynamics", "16", "items"), 0.95),
+    ("imagined returns follow the real ones from the same moments (correlation)", ("returns", "correlation"), 0.8),
+)
+
+
+def diagnose(run: Run, windows: int) -> dict[str, Any]:
+    """Measures a run up to its last finished policy, writes `diagnosis/diagnosis.html` and returns the numbers.
+
+    Raises:
+        RunError: the run's environment is no grid world.
+    """
+    config = run.config
+    if not config.env.startswith(GRID_WORLDS):
+        raise RunError(f"only grid worlds can be diagnosed, whose tiles can be read from pixels, not '{config.env}'")
+    data, agent = RunData(run), load_agent(run)
+    clips = ClipSampler(data.dataset, ~data.training_E, data.latents(), config.seed, "diagnosis")
+    lens = Lens(
+        load_tokenizer(run), agent.dynamics, agent.heads, clips, config.shortcut, config.imagination, config.seed
+    )
+    names = [name for name in ("bc", *_heads_of_the_world_model(run))]
+    returns = {name: record["mean_return"] for name, record in read_evaluations(run.path).items() if name in names}
+    found = Diagnosis(
+        lens,
+        Windows(data.dataset, ~data.training_E, config.imagination.context, config.seed),
+        Replay(data.dataset, config.env, config.seed),
+        {name: load_policy(run, name) for name in names},
+        config.policy.discount,
+        returns,
+    ).measure(windows)
+    write_atomic(run.path / "diagnosis" / "diagnosis.html", _page(run, found).encode())
+    return _numbers(found)
+
+
+def _heads_of_the_world_model(run: Run) -> list[str]:
+    """Trained policies that read the agent's features, so that imagination can ask them."""
+    frozen = [name for name, imitation in IMITATIONS.items() if not imitation.scratch]
+    stages = {"pmpo": "policy", **{name: name for name in (*frozen, "iql", *VARIANTS) if name != "policy"}}
+    return [name for name, stage in stages.items() if run.finished(stage) is not None]
+
+
+def verdict(found: dict[str, Any]) -> str:
+    """The first part that does not reach what is demanded of it, by the best policy's dreams."""
+    policies = found["policies"]
+    best = policies["pmpo" if "pmpo" in policies else "bc"]
+    for name, place, least in DEMANDS:
+        value: Any = found if place[0] == "tokenizer" else best
+        for key in place:
+            value = value.get(key) if isinstance(value, dict) else None
+        if value is not None and math.isfinite(value) and value < least:
+            return f"The ceiling is here: {name} in {value:.3f}, and at least {least} is demanded."
+    return "No part falls short of what is demanded of it."
+
+
+def _numbers(found: dict[str, Any]) -> dict[str, Any]:
+    """Without pictures; what is not a number becomes null, as JSON has none."""
+    policies = {name: {k: v for k, v in one.items() if k != "frames"} for name, one in found["policies"].items()}
+    text = json.dumps({"verdict": verdict(found), **found, "policies": policies})
+    return json.loads(text, parse_constant=lambda _: None)
+
+
+def _page(run: Run, found: dict[str, Any]) -> str:
+    tokenizer = found["tokenizer"]
+    parts = [paragraph(verdict(found), "lead")]
+    kept = [[name, f"{tokenizer[key]:.3f}"] for name, key in (("agent", "pose"), ("items", "items"), ("all", "frame"))]
+    parts.append(section("Tokenizer", paragraph("Share of real frames that still show it."), table(["", ""], kept)))
+    for name, one in found["policies"].items():
+        rows = [
+            [step, str(at["n"]), *(f"{at[key]:.3f}" for key in ("pose", "copy_pose", "items", "copy_items", "frame"))]
+            for step, at in one["dynamics"].items()
+        ]
+        head = ["steps ahead", "windows", "agent", "last frame repeated", "items", "last frame repeated", "all tiles"]
+        shown = strips.continuations(one["frames"])
+        parts.append(
+            section(
+                f"{label(name)}: imagined, and really played with the same actions",
+                table(head, rows),
+                table(["", "real", "imagined"], _heads(one)),
+                pictures([shown]),
+            )
+        )
+    ranking = found["ranking"]
+    parts.append(
+        section(
+            "Does imagination rank the policies as reality does?",
+            paragraph(
+                f"Rank correlation over {ranking['policies']} policies: {ranking['same_moments']:.2f} with the same "
+                f"actions from the same moments, {ranking['whole_episodes']:.2f} with whole real episodes."
+            ),
+        )
+    )
+    return page(f"Diagnosis of {run.path.name}: {run.config.env}", parts)
+
+
+def _heads(one: dict[str, Any]) -> list[list[str]]:
+    reward, goes_on, returns = one["reward"], one["continues"], one["returns"]
+    real, imagined = returns["real"], returns["imagined"]
+    return [
+        ["reward where one is paid", f"{reward['real_when_paid']:.3f}", f"{reward['imagined_when_paid']:.3f}"],
+        ["reward elsewhere", "0.000", f"{reward['imagined_otherwise']:.3f}"],
+        ["going on after the end", "0.000", f"{goes_on['terminal']:.3f}"],
+        ["going on elsewhere", "1.000", f"{goes_on['other']:.3f}"],
+        ["discounted return", *(f"{x['mean']:.3f} ± {x['stderr']:.3f}" for x in (real, imagined))],
+        ["correlation of the two", "", f"{returns['correlation']:.3f}"],
+    ]
+
+
+def print_diagnosis(path: Path, found: dict[str, Any]) -> None:
+    """The sentence, the shares of the headline, and where the page is."""
+    print(found["verdict"])
+    for name, one in found["policies"].items():
+        for step, at in one["dynamics"].items():
+            print(f"{label(name):28} {step:>3} steps  agent {at['pose']:.3f}  items {at['items']:.3f}")
+    print(path / "diagnosis" / "diagnosis.html")
