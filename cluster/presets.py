@@ -24,8 +24,8 @@ from learners.policy import PolicyTraining
 from learners.tokenizer import TokenizerTraining
 
 
-def cosine(lr: float, warmup_steps: int = 50) -> OptimConfig:
-    return OptimConfig(lr=lr, warmup_steps=warmup_steps, schedule="cosine")
+def cosine(lr: float, warmup_steps: int = 50, muon_lr: float | None = None) -> OptimConfig:
+    return OptimConfig(lr=lr, muon_lr=muon_lr, warmup_steps=warmup_steps, schedule="cosine")
 
 
 def laptop() -> RunConfig:
@@ -108,24 +108,30 @@ def doorkey() -> RunConfig:
     full = laptop()
     return replace(
         full,
-        env="MiniGrid-DoorKey-5x5-Hurry-v0",
-        data=DataConfig(frames=40_000, demonstrator=Mixture(careful_share=0.0, careless_epsilon=0.1, dawdling=2)),
-        dynamics=replace(full.dynamics, k_max=4),
+        env="MiniGrid-DoorKey-6x6-Hurry-v0",
+        data=DataConfig(frames=11_000, demonstrator=Mixture(careful_share=0.0, careless_epsilon=0.1, dawdling=2)),
+        tokenizer=replace(full.tokenizer, frame=(48, 48, 3), patch=16, motion_weight=30.0),
+        tokenizer_training=replace(full.tokenizer_training, steps=1500, optim=cosine(3e-3, muon_lr=1e-2)),
+        dynamics=replace(full.dynamics, k_max=4, kv_heads=4),
+        # Sampled in 4 steps of a quarter: there is no larger step to bootstrap.
         shortcut=ShortcutConfig(
             k_max=4,
             context_noise=0.25,
             ramp=False,
             context_share=0.6,
             pure_noise=0.7,
-            bootstrap_rows=0.25,
+            bootstrap_rows=0.0,
         ),
-        dynamics_training=replace(full.dynamics_training, image_share=0.1),
-        agent_training=replace(full.agent_training, image_share=0.1),
+        dynamics_training=replace(
+            full.dynamics_training, steps=4500, image_share=0.1, optim=cosine(3e-3, muon_lr=1.2e-2)
+        ),
+        agent_training=replace(full.agent_training, image_share=0.1, optim=cosine(1e-3, muon_lr=4e-3)),
         imagination=ImaginationConfig(sampling_steps=4, horizon=16, context=8),
         policy=replace(full.policy, steps=400),
         controls=CONTROLS,
         scratch_bc_training=replace(full.agent_training, steps=1000),
         iql_training=IQLTraining(steps=2000, temperature=0.01, hidden=128),
+        evaluation=EvaluationConfig(episodes=500),
     )
 
 
