@@ -13,6 +13,7 @@ Anything else is a failure: `crash`, `hang`, `memory`, `other error`, or `silent
 """
 
 import argparse
+import faulthandler
 import json
 import os
 import resource
@@ -140,6 +141,7 @@ def _forked(act: Callable[[int], Result], numbers: range) -> tuple[int, int]:
         return process, receive
     try:
         os.close(receive)
+        faulthandler.disable()  # a crash is a result here: it is told by its signal, not by a traceback
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
