@@ -64,11 +64,15 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
         LocalCluster(paths=[REPOSITORY, REPOSITORY / "tests"], settings=SETTINGS) as cluster,
         live_source(cluster.folder, cluster.dashboard_url, cluster.token_path) as (source, _),
     ):
-        cluster.add_node(cpus=4)
+        cluster.add_node(cpus=2)  # for the learner and one worker
         with cluster.connected():
             start = time.time()
             start_load(folder, most=2, costs=COSTS, scale_seconds=4)
             deadline = time.monotonic() + PATIENCE
+            pending = f'{exported("workers_pending")}{{run="{RUN}"}}'
+            while source.value(f"max({pending} > 0)") == [] and time.monotonic() < deadline:
+                time.sleep(0.5)
+            cluster.add_node(cpus=2)  # for the second one, which has waited long enough to be seen
             ready = f'{exported("workers_ready")}{{run="{RUN}"}}'
             while source.value(f"max({ready} > 1)") == [] or missing(source, HERE) or still(source, start):
                 if time.monotonic() > deadline:

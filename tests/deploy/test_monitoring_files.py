@@ -17,6 +17,7 @@ from cluster.dashboard.panels import LEARNER, ROWS
 from cluster.dashboard.prometheus import Grafana, configuration, grafana_program
 from cluster.policy.autoscale import STARVING
 from cluster.policy.telemetry import METRICS, TAGS, exported
+from cluster.utilisation import TIMED
 from dreamer4.errors import RunError
 
 ROOT = Path(__file__).parents[2]
@@ -204,10 +205,11 @@ def test_documented_metrics_are_those_of_the_code_with_their_units():
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| `")
     ]
-    ours = {row[0].strip("`"): row for row in rows if not row[0].startswith("`ray_")}
+    ours = {row[0].strip("`"): row for row in rows if len(row) == 4 and not row[0].startswith("`ray_")}
     assert {key: (row[1], row[2].strip("`")) for key, row in ours.items()} == {
         key: (metric.unit, exported(key)) for key, metric in METRICS.items()
     }
+    assert [row[0].strip("`") for row in rows if len(row) == 3 and not row[0].startswith("`ray_")] == list(TIMED)
     of_ray = {name for row in rows if row[0].startswith("`ray_") for name in re.findall(r"ray_\w+", row[0])}
     asked = {
         name
