@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dreamer4.errors import ConfigError, NonFiniteError
-from dreamer4.transformer import Layer
+from learners.parallel import layers
 
 
 @dataclass(frozen=True)
@@ -123,8 +123,8 @@ class Optimizer:
 
 def matrices_of_layers(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
     """Trained weights of the linear maps in transformer layers. Embeddings, inputs and outputs aren't among them."""
-    layers = [layer for module in modules for layer in module.modules() if isinstance(layer, Layer)]
-    return [p for layer in layers for p in layer.parameters() if p.requires_grad and p.ndim == 2]
+    parameters = (p for module in modules for layer in layers(module) for p in layer.parameters())
+    return [p for p in parameters if p.requires_grad and p.ndim == 2]
 
 
 def check_finite(stage: str, index: int, values: dict[str, float], rate: str | None = None) -> None:

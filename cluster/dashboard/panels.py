@@ -1,4 +1,4 @@
-"""What the dashboard "Imagination" shows: one list for Grafana's JSON (`dashboard_grafana`) and for the built-in page.
+"""What the dashboard "Imagination" shows: one list for Grafana's JSON (`grafana.py`) and for the built-in page.
 
 Every line of a panel is a query to Prometheus; those of a run can be read from its `telemetry.jsonl` as well.
 """
