@@ -1,5 +1,6 @@
 """Plain classes as Ray actors, and their answers as plain values and errors."""
 
+import os
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -51,6 +52,19 @@ def worker(
 def environment(threads: int) -> dict[str, Any]:
     """The runtime environment of an actor whose torch may use so many threads."""
     return {"env_vars": {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}}
+
+
+def give_way(actor: Any) -> None:
+    """Has an actor's process compute after all others on its cores, with the first task that the actor is sent.
+
+    For imagination workers: dozens of them wake at once when new weights come, and the learner, which all of them wait
+    for, would get its turn after theirs.
+    """
+    actor.__ray_call__.remote(_lowest_priority)
+
+
+def _lowest_priority(instance: Any) -> None:
+    os.nice(19)
 
 
 @cache

@@ -11,6 +11,7 @@ import ray
 from ray.exceptions import AuthenticationError
 
 from cluster.config import RunConfig
+from cluster.local.ray_start import WORKER_NICENESS
 from cluster.session import temporary_folder, write_token
 from dreamer4.errors import RunError
 
@@ -85,6 +86,7 @@ def _local(config: RunConfig, folder: Path) -> Iterator[str]:
             dashboard_port=port,
             logging_level=logging.ERROR,
             log_to_driver=False,
+            _system_config={"worker_niceness": WORKER_NICENESS},
             _temp_dir=str(folder / "ray"),  # which Ray opens to everybody, so it lies within a folder that is ours
         )
     except (OSError, RuntimeError, ValueError) as error:

@@ -14,10 +14,12 @@ from dreamer4.errors import RunError
 REPOSITORY = Path(__file__).resolve().parents[2]
 STARTED = "Ray runtime started."  # what `ray start` prints when its node has registered with the head
 RAY = (sys.executable, "-m", "ray.scripts.scripts")
+WORKER_NICENESS = 5  # below Ray itself; its default, 15, leaves no room for workers that give way to other workers
 SETTINGS = {
     "RAY_AUTH_MODE": "token",  # said everywhere: Ray's default depends on who starts it and on files in HOME
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # else the workers of a driver under `uv run` download what it has
+    "RAY_worker_niceness": str(WORKER_NICENESS),
     "RAY_gcs_rpc_server_reconnect_timeout_s": "120",  # how long nodes wait for a head that is gone
     "RAY_health_check_initial_delay_ms": "2000",
     "RAY_health_check_period_ms": "1000",  # a node that doesn't answer is dead after three times 1 + 2 s at most

@@ -18,7 +18,7 @@ from ray.util.placement_group import (
 )
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from cluster.placement import environment
+from cluster.placement import environment, give_way
 from cluster.policy.messages import Cost, Request
 
 PENDING, STARTING, READY, DRAINING = "pending", "starting", "ready", "draining"
@@ -49,6 +49,8 @@ class WorkerGroup:
         bundle = {"CPU": spec.cpus, **({"GPU": spec.gpus} if spec.gpus else {})}
         self.place = placement_group([bundle] * spec.shards, strategy="STRICT_PACK", name=name)
         self.ranks = [self._rank(rank) for rank in range(spec.shards)]
+        for rank in self.ranks:
+            give_way(rank)
         # One rank has nobody to meet. Ray holds the calls until the placement group has found its place.
         first = self.ranks[0].load.remote(None) if spec.shards == 1 else self.ranks[0].endpoint.remote()
         self.starting: set[ObjectRef] = {first}
