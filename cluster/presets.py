@@ -49,13 +49,14 @@ def laptop() -> RunConfig:
             mask_max=0.1,
             lpips_weight=0.0,
             standardize=True,
+            motion_weight=30.0,
         ),
-        tokenizer_training=TokenizerTraining(steps=3000, batch=32, length=2, optim=cosine(3e-3)),
+        tokenizer_training=TokenizerTraining(steps=1000, batch=32, length=2, optim=cosine(3e-3, muon_lr=1e-2)),
         dynamics=DynamicsConfig(
             width=64,
             depth=4,
             heads=4,
-            kv_heads=2,
+            kv_heads=4,
             hidden=256,
             time_every=2,
             window=8,
@@ -71,10 +72,12 @@ def laptop() -> RunConfig:
             bootstrap_rows=0.25,
         ),
         dynamics_training=DynamicsTraining(
-            steps=3000, batch=32, length=8, long_length=16, long_share=0.1, optim=cosine(2e-3)
+            steps=2000, batch=32, length=8, long_length=16, long_share=0.1, optim=cosine(3e-3, muon_lr=1.2e-2)
         ),
         heads=HeadsConfig(hidden=128, layers=2, offsets=4),
-        agent_training=AgentTraining(steps=1500, batch=32, length=8, context_share=0.75, optim=cosine(1e-3)),
+        agent_training=AgentTraining(
+            steps=1000, batch=32, length=8, context_share=0.75, optim=cosine(1e-3, muon_lr=4e-3)
+        ),
         imagination=ImaginationConfig(sampling_steps=4, horizon=8, context=8),
         policy=PolicyTraining(
             steps=200,
@@ -110,9 +113,9 @@ def doorkey() -> RunConfig:
         full,
         env="MiniGrid-DoorKey-6x6-Hurry-v0",
         data=DataConfig(frames=11_000, demonstrator=Mixture(careful_share=0.0, careless_epsilon=0.1, dawdling=2)),
-        tokenizer=replace(full.tokenizer, frame=(48, 48, 3), patch=16, motion_weight=30.0),
-        tokenizer_training=replace(full.tokenizer_training, steps=1500, optim=cosine(3e-3, muon_lr=1e-2)),
-        dynamics=replace(full.dynamics, k_max=4, kv_heads=4),
+        tokenizer=replace(full.tokenizer, frame=(48, 48, 3), patch=16),
+        tokenizer_training=replace(full.tokenizer_training, steps=1500),
+        dynamics=replace(full.dynamics, k_max=4),
         # Sampled in 4 steps of a quarter: there is no larger step to bootstrap.
         shortcut=ShortcutConfig(
             k_max=4,
@@ -122,14 +125,12 @@ def doorkey() -> RunConfig:
             pure_noise=0.7,
             bootstrap_rows=0.0,
         ),
-        dynamics_training=replace(
-            full.dynamics_training, steps=4500, image_share=0.1, optim=cosine(3e-3, muon_lr=1.2e-2)
-        ),
-        agent_training=replace(full.agent_training, image_share=0.1, optim=cosine(1e-3, muon_lr=4e-3)),
+        dynamics_training=replace(full.dynamics_training, steps=4500, image_share=0.1),
+        agent_training=replace(full.agent_training, steps=1500, image_share=0.1),
         imagination=ImaginationConfig(sampling_steps=4, horizon=16, context=8),
         policy=replace(full.policy, steps=400),
         controls=CONTROLS,
-        scratch_bc_training=replace(full.agent_training, steps=1000),
+        scratch_bc_training=replace(full.agent_training, steps=1000, optim=cosine(1e-3)),
         iql_training=IQLTraining(steps=2000, temperature=0.01, hidden=128),
         evaluation=EvaluationConfig(episodes=500),
     )

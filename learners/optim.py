@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dreamer4.errors import ConfigError, NonFiniteError
+from learners.muon import Muon
 from learners.parallel import layers
 
 
@@ -66,10 +67,7 @@ class Optimizer:
         self.adamw = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=fused or None)
         self.rules: list[tuple[torch.optim.Optimizer, float]] = [(self.adamw, config.lr)]
         if config.muon_lr is not None and matrices:
-            rate, decay = config.muon_lr, config.weight_decay
-            # Steps as long as AdamW's for every shape of matrix, so that rates can be compared.
-            muon = torch.optim.Muon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
-            self.rules.append((muon, rate))
+            self.rules.append((Muon(matrices, config.muon_lr, config.weight_decay), config.muon_lr))
 
     def zero(self) -> None:
         """Forgets the gradients at hand."""

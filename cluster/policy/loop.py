@@ -137,7 +137,9 @@ class ImaginationLoop:
     def dispatch(self) -> None:
         """Asks for rollouts, the oldest first, of whichever worker has the least to do."""
         self.schedule.admit()
-        while (group := self.pool.free()) is not None and (index := self.schedule.take()) is not None:
+        for group in self.pool.places():
+            if (index := self.schedule.take()) is None:
+                break
             version = self.plan.version(self.plan.step_of(index))
             group.submit(Request(index, version, self.schedule.epoch), self.versions[version])
 
@@ -153,7 +155,8 @@ class ImaginationLoop:
         """Until something has happened, or a moment; takes everything that has."""
         self.tick()
         sought = [self.sought[0]] if self.sought else []
-        refs = [*sought, *self.receipts, *self.pool.refs]
+        owners = self.pool.owners()
+        refs = [*sought, *self.receipts, *owners]
         if not refs:
             time.sleep(PATIENCE)
             return
@@ -165,7 +168,7 @@ class ImaginationLoop:
                 self.found(result(ref), self.sought[1])
             elif ref in self.receipts:
                 self.updated(ref)
-            elif (outcome := self.pool.collect(ref)) is not None:
+            elif (outcome := self.pool.collect(ref, owners[ref])) is not None:
                 self.take(outcome)
 
     def take(self, outcome: Arrived | Lost) -> None:

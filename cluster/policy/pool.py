@@ -84,29 +84,28 @@ class Pool:
         """Workers that are wanted and don't imagine yet."""
         return max(0, self.wanted - self.counts[READY])
 
-    @property
-    def refs(self) -> list[ObjectRef]:
-        return [ref for group in self.groups for ref in group.refs]
+    def owners(self) -> dict[ObjectRef, WorkerGroup]:
+        """All answers that are waited for, and of whom."""
+        return {ref: group for group in self.groups for ref in group.refs}
 
-    def free(self) -> WorkerGroup | None:
-        """The worker with the fewest rollouts, if it may get another one."""
-        ready = [group for group in self.groups if group.state == READY and group.load < IN_FLIGHT]
-        return min(ready, key=lambda group: group.load, default=None)
+    def places(self) -> list[WorkerGroup]:
+        """The worker of every rollout that may be asked for now, in order: those with the least to do first."""
+        ready = [group for group in self.groups if group.state == READY]
+        return [group for load in range(IN_FLIGHT) for group in ready if group.load <= load]
 
     def idle_share(self) -> float:
         """Share of the workers that could imagine and have nothing to do."""
         ready = [group for group in self.groups if group.state == READY]
         return sum(group.load == 0 for group in ready) / len(ready) if ready else 0.0
 
-    def collect(self, ref: ObjectRef) -> Arrived | Lost | None:
-        """Takes an answer that is there, of whichever worker.
+    def collect(self, ref: ObjectRef, group: WorkerGroup) -> Arrived | Lost | None:
+        """Takes an answer that is there, of a worker.
 
         Raises:
             DreamerError: a user's mistake that no other worker would escape, such as a missing checkpoint.
             RunError: workers fail one after the other.
         """
-        group = next((group for group in self.groups if group.owns(ref)), None)
-        if group is None:  # ended meanwhile
+        if not group.owns(ref):  # ended meanwhile
             return None
         before = group.state
         try:
@@ -145,9 +144,10 @@ class Pool:
 
     def reconcile(self, now: float) -> list[Lost]:
         """Builds, drains and ends workers until they are as many as wanted; returns what hanging ones took along."""
-        lost = [self._lose(group, f"no answer for {self.timeout:g} s") for group in self._hanging(now)]
+        lost = []
         if now >= self.look_at:
             self.look_at = now + LOOK_SECONDS
+            lost = [self._lose(group, f"no answer for {self.timeout:g} s") for group in self._hanging(now)]
             self._look()
         for group in [group for group in self.groups if group.drained]:
             self._end(group)

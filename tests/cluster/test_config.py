@@ -29,7 +29,7 @@ ENV = EnvSpec("made up", (40, 40, 3), ActionSpace.discrete(5), ("one", "two"))
         (["resources.device=cuda"], ["resources.trainer_gpus"]),
         (["resources.workers=0"], ["resources.workers", "at least 1", "0"]),
         (["resources.workers=2", "resources.max_workers=1"], ["resources.workers (2)", "resources.max_workers (1)"]),
-        (["resources.shards=3"], ["resources.shards (3)", "dynamics.heads (4)", "dynamics.kv_heads (2)"]),
+        (["resources.shards=3"], ["resources.shards (3)", "dynamics.heads (4)", "dynamics.kv_heads (4)"]),
         (["resources.worker_gpus=-1"], ["negative"]),
         (["evaluation.episodes=0"], ["evaluation.episodes", "at least 1"]),
         (["agent_training.steps=0"], ["agent_training.steps", "at least 1"]),
