@@ -138,7 +138,7 @@ def _key_door_planner(
     env: gym.Env[Any, Any], careful: bool, mixture: Mixture, random: np.random.Generator
 ) -> KeyDoorPlanner:
     good_at = STAGES if careful else (STAGES[random.integers(len(STAGES))],)
-    return KeyDoorPlanner(env, good_at, mixture.dawdling)
+    return KeyDoorPlanner(env, good_at, mixture.dawdling, random)
 
 
 class Demonstrator:

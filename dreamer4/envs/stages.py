@@ -1,8 +1,8 @@
 """The scripted player of key-door-goal tasks: good at one stage of three, so that no recording is good throughout.
 
-It begins the other two by turning on the spot, twice around or as often as it is told. All three kinds of player
-together show every stage done well, but never in one episode. Who imitates them, or the best of them, or what most of
-them do, dawdles as well; who puts the good parts together need not.
+It begins the other two by turning on the spot, either way, twice around or as often as it is told. All three kinds of
+player together show every stage done well, but never in one episode. Who imitates them, or the best of them, or what
+most of them do, dawdles as well; who puts the good parts together need not.
 """
 
 from collections import deque
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 from minigrid.core.constants import DIR_TO_VEC
 
 LEFT, RIGHT, FORWARD, PICKUP, TOGGLE = 0, 1, 2, 3, 5
@@ -29,11 +30,13 @@ class KeyDoorPlanner:
     Args:
         good_at: the stages that are done without dawdling.
         dawdling: full turns at the beginning of every other stage.
+        random: decides, for each stage, which way they go.
     """
 
-    def __init__(self, env: gym.Env[Any, Any], good_at: tuple[str, ...], dawdling: int):
+    def __init__(self, env: gym.Env[Any, Any], good_at: tuple[str, ...], dawdling: int, random: np.random.Generator):
         self.base: Any = env.unwrapped
         self.good_at = good_at
+        self.way = {stage: int(random.choice([LEFT, RIGHT])) for stage in STAGES}
         self.turns = {stage: 0 if stage in good_at else 4 * dawdling for stage in STAGES}  # quarters, still to be made
 
     def stage(self) -> str:
@@ -48,7 +51,7 @@ class KeyDoorPlanner:
         stage, pose = self.stage(), self._pose()
         if self.turns[stage]:
             self.turns[stage] -= 1
-            return LEFT
+            return self.way[stage]
         if stage == "goal":
             return self._towards(lambda at: self._is(at[:2], "goal"))
         if self._is(step_ahead(pose), stage):
