@@ -17,7 +17,7 @@ class Outcome:
 
     uint8 `frames_NHHWC [N, H, height, width, C]`, `reward_NH`, and bool `known_NH`: false after the end of the episode,
     where the last frame is repeated; bool `terminal_NH` marks the end itself. Time limits don't end anything here, as
-    they don't in imagination.
+    they don't in imagination; past the limit the clock stands still, for minigrid's rewards would fall below 0.
     """
 
     frames_NHHWC: np.ndarray
@@ -54,11 +54,16 @@ class Replay:
             known.append(not over)
             reward = 0.0
             if not over:
+                self._hold_clock()
                 frame, reward, over, _, _ = self.env.step(int(action[0]))
             frames.append(frame)
             rewards.append(float(reward))
             terminals.append(over and known[-1])
         return np.stack(frames), np.array(rewards), np.array(known), np.array(terminals)
+
+    def _hold_clock(self) -> None:
+        base = self.env.unwrapped
+        base.step_count = min(base.step_count, base.max_steps - 1)
 
     def _bring_to(self, moment: int) -> np.ndarray:
         number = int(self.dataset.episode_of(np.array([moment]))[0])

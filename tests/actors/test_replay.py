@@ -1,14 +1,15 @@
 import numpy as np
 import pytest
 
-from actors.collector import Collector
+from actors.collector import Collector, recording_seed
 from actors.diagnosis import correlation, ranks, right
 from actors.measures import tiles_in
 from actors.replay import Replay
 from dreamer4.data.episodes import EpisodeDataset
 from dreamer4.data.writer import DatasetWriter
 from dreamer4.envs.planners import Mixture
-from dreamer4.envs.registry import spec
+from dreamer4.envs.registry import make, spec
+from dreamer4.envs.stages import STAGES, KeyDoorPlanner
 from dreamer4.errors import DataError
 
 NAME = "MiniGrid-DoorKey-5x5-Hurry-v0"
@@ -52,6 +53,23 @@ def test_other_actions_lead_elsewhere(recorded):
 def test_time_limit_ends_nothing(recorded):
     outcome = Replay(recorded, NAME, 3).outcome(moments(recorded, 0), np.full((12, 60, 1), RIGHT))
     assert outcome.known_NH.all() and not outcome.terminal_NH.any()
+
+
+def test_whoever_comes_too_late_gets_the_least_reward(recorded):
+    env = make(NAME)
+    limit = env.unwrapped.max_steps
+    late, wait = [], limit + 3
+    for number in range(12):
+        env.reset(seed=recording_seed(3, number))
+        planner = KeyDoorPlanner(env, STAGES, 0, np.random.default_rng(0))
+        way, over = [], False
+        while not over:
+            way.append(planner.act(None))
+            over = env.step(way[-1])[2]
+        late.append([RIGHT] * 4 * (wait // 4 + 1) + way + [RIGHT] * (limit - len(way)))  # full turns change nothing
+    outcome = Replay(recorded, NAME, 3).outcome(moments(recorded, 0), np.array(late)[..., None])
+    assert outcome.terminal_NH.any(1).all()
+    assert outcome.reward_NH.sum(1) == pytest.approx(np.full(12, 1 - 0.9))
 
 
 def test_recordings_of_another_seed_are_refused(recorded):
