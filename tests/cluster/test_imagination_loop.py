@@ -46,7 +46,7 @@ def run_loop(
 
     def stopped() -> bool:
         disturb(loop)
-        assert len(pool.refs) <= plan.capacity + 2 * len(pool.groups)
+        assert len(pool.owners()) <= plan.capacity + 2 * len(pool.groups)
         return False
 
     loop = ImaginationLoop(plan, pool, learner, 0, ledger, Autoscaler(1, 8, 1e9, workers), rows.append, stopped)

@@ -105,16 +105,19 @@ def test_a_world_model_in_two_shards_imagines_the_same_and_dies_as_a_whole(whole
     pool = Pool(spec, "test shards", 1, 60, lambda event, **facts: notes.append(facts), set)
 
     def answer(index: int) -> Arrived | Lost:
-        while (group := pool.free()) is None:
+        while not (places := pool.places()):
             pool.reconcile(time.monotonic())
-            for ref in ray.wait(pool.refs, timeout=0.1)[0]:
-                assert pool.collect(ref) is None
+            owners = pool.owners()
+            for ref in ray.wait(list(owners), timeout=0.1)[0]:
+                assert pool.collect(ref, owners[ref]) is None
+        group = places[0]
         group.submit(Request(index, 0, 0), ray.put(weights))
         if index == 4:
             kill_rank(group.ranks[1])
         while True:
-            for ref in ray.wait(pool.refs, timeout=1)[0]:
-                if (outcome := pool.collect(ref)) is not None:
+            owners = pool.owners()
+            for ref in ray.wait(list(owners), timeout=1)[0]:
+                if (outcome := pool.collect(ref, owners[ref])) is not None:
                     return outcome
 
     try:
