@@ -1,8 +1,8 @@
 """Muon (Jordan et al., 2024): the momentum of a matrix, made orthogonal, is its update.
 
-`torch.optim.Muon` takes the matrices one after the other and multiplies in bfloat16, which most CPUs have to emulate:
-for a world model of laptop size that took nearly as long as the backward pass. Here matrices of one shape are taken
-together, in float32 on CPUs.
+`torch.optim.Muon` takes the matrices one after the other and multiplies in bfloat16, which most CPUs have to emulate.
+Here matrices of one shape are taken together, in float32 on CPUs: a quarter of the time for a world model of laptop
+size (docs/log.md, 2026-11-29).
 """
 
 import math
@@ -20,7 +20,7 @@ EPS = 1e-7
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
-    """Matrices `[N, R, C]` with the same singular vectors and all singular values near 1 (0.7 to 1.2)."""
+    """Matrices `[N, R, C]` with the same singular vectors and all but tiny singular values near 1 (0.5 to 1.3)."""
     a, b, c = COEFFICIENTS
     x = matrices.bfloat16() if matrices.is_cuda else matrices.float()
     wide = x.shape[-2] <= x.shape[-1]
@@ -67,7 +67,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def _whole(matrix: Tensor) -> Tensor:
-    """A sharded matrix, gathered: every rank makes it orthogonal by itself, which costs less than to share the work."""
+    """A sharded matrix, gathered: every rank makes it orthogonal by itself."""
     return matrix.full_tensor() if isinstance(matrix, DTensor) else matrix
 
 

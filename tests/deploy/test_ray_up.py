@@ -23,6 +23,7 @@ SAID = (
     "RAY_USAGE_STATS_ENABLED",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV",
     "RAY_gcs_rpc_server_reconnect_timeout_s",
+    "RAY_worker_niceness",
 )
 
 
