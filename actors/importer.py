@@ -8,6 +8,7 @@ from typing import Self
 from dreamer4.data.codecs import Codec
 from dreamer4.data.importers.importer import Options
 from dreamer4.data.importers.registry import importer
+from dreamer4.data.importers.sums import SourceSums
 from dreamer4.data.schema import MANIFEST, Manifest, Recording, shard_name
 from dreamer4.data.shard_writer import ShardWriter, record_path
 from dreamer4.data.writer import finished_shard
@@ -51,6 +52,7 @@ class SourceImporter:
     def __init__(self, job: Job):
         self.job = job
         self.importer = importer(job.family, job.source, job.options)
+        self.sums = SourceSums(job.source)
         self.recording = with_codec(self.importer.recording, job.codec)
 
     def make(self, index: int, sources: tuple[str, ...]) -> tuple[Report, float]:
@@ -78,6 +80,7 @@ class SourceImporter:
                 shape = (record.env, record.frame, record.actions, record.tasks)
                 with ShardWriter(self.job.folder, *shape, index, index * NUMBERS, record.codec) as writer:
                     for source in good:
+                        self.sums.verify(self.importer.files(source))
                         for episode in self.importer.episodes(source):
                             writer.add_parts(episode.parts, episode.task, episode.source)
             except DataError as error:

@@ -7,7 +7,7 @@ Every case is one seeded damage of one file, read in a forked process with bound
 * `error`: a `DreamerError`;
 * `reported`: validation names a fault, and the episodes that it calls good hold what they held;
 * `same`: everything that is read is what it was;
-* `import`: for recordings to be imported, where nothing but the recording knows what it was: whole, readable episodes.
+* `import`: for recordings without `SHA256SUMS`, where nothing but the recording knows what it was: whole episodes.
 
 Anything else is a failure: `crash`, `hang`, `memory`, `other error`, or `silent` (other data, and nobody says so).
 """

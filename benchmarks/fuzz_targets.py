@@ -15,6 +15,7 @@ from dreamer4.data.episodes import EpisodeDataset
 from dreamer4.data.importers.canvas import Canvas
 from dreamer4.data.importers.importer import Options
 from dreamer4.data.importers.registry import importer
+from dreamer4.data.importers.sums import NAME, SourceSums
 from dreamer4.data.latents import LatentDataset, finish_latents, write_latents
 from dreamer4.data.validate import take_out, validate
 from dreamer4.data.writer import DatasetWriter
@@ -129,12 +130,15 @@ def read_latents(folder: Path, wanted: Any) -> tuple[str, Any]:
 
 
 def recordings(family: str) -> Callable[[Path, Any], tuple[str, Any]]:
+    """As an import reads them; where `SHA256SUMS` lies beside them, other data is `silent`, else `import`."""
+
     def read(folder: Path, wanted: Any) -> tuple[str, Any]:
         digest = hashlib.blake2b()
         try:
-            reader = importer(family, folder, ROWS)
+            reader, sums = importer(family, folder, ROWS), SourceSums(folder)
             digest.update(repr(reader.recording).encode())
             for source in reader.sources():
+                sums.verify(reader.files(source))
                 for episode in reader.episodes(source):
                     for part in episode.parts:
                         rows = {len(part.frames_THWC), len(part.act_out_TA), len(part.act_known_T), len(part.reward_T)}
@@ -144,9 +148,24 @@ def recordings(family: str) -> Callable[[Path, Any], tuple[str, Any]]:
                             digest.update(np.ascontiguousarray(value).tobytes())
         except DreamerError:
             return "error", None
-        return ("same" if wanted is None or digest.hexdigest() == wanted else "import"), digest.hexdigest()
+        found = digest.hexdigest()
+        if wanted is None or found == wanted:
+            return "same", found
+        return ("import" if sums.wanted is None else "silent\nimported with other data than its sums are of"), found
 
     return read
+
+
+def with_sums(make: Callable[[Path], Any]) -> Callable[[Path], None]:
+    """The same recordings with what `sha256sum` says of them."""
+
+    def made(folder: Path) -> None:
+        make(folder)
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        lines = [f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.relative_to(folder)}\n" for p in files]
+        (folder / NAME).write_text("".join(lines))
+
+    return made
 
 
 def make_vpt(folder: Path) -> None:
@@ -165,11 +184,16 @@ def _targets() -> dict[str, Target]:
     codecs = {"raw": Codec(chunk=8), "zstd": Codec("zstd", chunk=8), "h264": Codec("h264", chunk=8)}
     found = {f"dataset {name}": Target(dataset(codec), read_dataset, fit_manifest) for name, codec in codecs.items()}
     found["latents"] = Target(make_latents, read_latents)
-    found["vpt mp4 + jsonl"] = Target(make_vpt, recordings("vpt"))
-    found["mp4"] = Target(make_films, recordings("video"))
-    found["lerobot"] = Target(lambda folder: write_lerobot(folder, (6, 4)) and None, recordings("lerobot"))
-    found["minari hdf5"] = Target(make_minari, recordings("minari"))
-    return found
+    families: dict[str, tuple[Callable[[Path], Any], str]] = {
+        "vpt mp4 + jsonl": (make_vpt, "vpt"),
+        "mp4": (make_films, "video"),
+        "lerobot": (lambda folder: write_lerobot(folder, (6, 4)), "lerobot"),
+        "minari hdf5": (make_minari, "minari"),
+    }
+    found |= {name: Target(make, recordings(family)) for name, (make, family) in families.items()}
+    return found | {
+        f"{name} with sums": Target(with_sums(make), recordings(family)) for name, (make, family) in families.items()
+    }
 
 
 TARGETS = _targets()

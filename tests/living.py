@@ -17,11 +17,11 @@ def alive(pids: Iterable[int]) -> set[int]:
     return found
 
 
-def eventually(true: Callable[[], bool], seconds: float = 90) -> bool:
-    """Whether that comes true in time."""
+def eventually(true: Callable[[], bool], seconds: float = 90, pause: float = 0.01) -> bool:
+    """Whether that comes true in time; asked with so many seconds between."""
     deadline = time.monotonic() + seconds
     while not true():
         if time.monotonic() > deadline:
             return False
-        time.sleep(0.01)
+        time.sleep(pause)
     return True

@@ -115,6 +115,20 @@ def test_a_fault_in_a_shard_of_several_sources_takes_only_its_own_away(tmp_path)
     assert Report.read(report_path(tmp_path / "out", 0)) == report
 
 
+def test_a_recording_whose_sum_is_another_is_a_fault(tmp_path):
+    """A number in a line of JSON has changed, which the line itself can't tell."""
+    folder = recordings(tmp_path / "in", 2)
+    files = sorted(folder.rglob("*.*"))
+    sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in files]
+    (folder / "SHA256SUMS").write_text("".join(sums))
+    write_lines(folder / "r-1.jsonl", [line(t, yaw=1.5 if t == 9 else 0.0) for t in range(21)])
+    with pytest.raises(DataError, match=r"source 'r-1': .*r-1.jsonl' has other bytes than"):
+        run(job(tmp_path))
+    assert [report.episodes for report in run(job(tmp_path, keep_going=True))] == [1, 0]
+    (folder / "SHA256SUMS").unlink()
+    assert SourceImporter(replace(job(tmp_path), folder=tmp_path / "other")).make(0, ("r-1",))[0].episodes == 1
+
+
 def test_a_dataset_of_faults_only_is_none(tmp_path):
     for number in range(2):
         write_film(tmp_path / "in" / f"r-{number}.mp4", [stamped(0)] * 2)

@@ -130,9 +130,15 @@ def test_who_lacks_the_token_does_not_get_in(attempts, how, who):
 
 
 @pytest.mark.parametrize("how", ["driver", "client"])
-def test_who_has_the_token_gets_in(attempts, how):
+def test_who_has_the_token_gets_in(cluster, attempts, how):
     done = attempts[how, "right"]
-    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "nodes: 1"), done.stdout
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "nodes: 1"), done.stdout + servers_log(cluster)
+
+
+def servers_log(cluster: LocalCluster) -> str:
+    """What the cluster's side of Ray Client has said, for whom it did not let in."""
+    logs = sorted(cluster.folder.glob("head/session_latest/logs/ray_client_server*"))
+    return "".join(f"\n== {log.name}\n{log.read_text()[-3000:]}" for log in logs)
 
 
 def test_node_with_the_token_joins_and_no_other_has(cluster, attempts):

@@ -78,6 +78,9 @@ class GymnasiumImporter(Importer):
             raise DataError(f"'{self.root}' holds no .npz of RecordEpisodes and no .mp4 of RecordVideo")
         return names
 
+    def files(self, source: str) -> list[Path]:
+        return [path for path in (self._file(source, suffix) for suffix in (".npz", ".mp4")) if path.is_file()]
+
     def episodes(self, source: str) -> Iterator[Recorded]:
         return episodes_of(self._steps(source), source, self.recording.actions.columns)
 

@@ -63,6 +63,14 @@ class Importer(ABC):
         """Names of all sources in a fixed order, found without decoding anything."""
 
     @abstractmethod
+    def files(self, source: str) -> list[Path]:
+        """All files that a source's episodes are made of, also those that it shares with other sources.
+
+        Raises:
+            DataError: one of them is missing, or what tells which they are is damaged.
+        """
+
+    @abstractmethod
     def episodes(self, source: str) -> Iterator[Recorded]:
         """The episodes of one source, in order; the next one is asked for when the last one's parts are read.
 

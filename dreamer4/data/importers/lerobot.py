@@ -86,18 +86,27 @@ class LeRobotImporter(Importer):
         if self.filmed:
             wanted += [f"videos/{self.camera}/{field}" for field in ("chunk_index", "file_index", "from_timestamp")]
         found = {}
-        for path in sorted((self.root / "meta" / "episodes").rglob("*.parquet")):
+        for path in self._listings():
             for entry in read_parquet(path, wanted).to_pylist():
                 if None in entry.values() or not 1 <= entry["length"] <= LONGEST:
                     raise DataError(f"'{path}' has an impossible entry for episode {entry['episode_index']}: {entry}")
                 found[f"episode-{entry['episode_index']:06d}"] = entry
         return found
 
+    def _listings(self) -> list[Path]:
+        return sorted((self.root / "meta" / "episodes").rglob("*.parquet"))
+
     def sources(self) -> list[str]:
         names = without(list(self._entries), self.options.exclude)
         if not names:
             raise DataError(f"'{self.root / 'meta' / 'episodes'}' names no episode")
         return names
+
+    def files(self, source: str) -> list[Path]:
+        entry = self._entry(source)
+        films = [self._path("video_path", VIDEO, entry, f"videos/{self.camera}")] if self.filmed else []
+        described = [self.root / "meta" / "info.json", self.root / "meta" / "tasks.parquet", *self._listings()]
+        return [*described, self._path("data_path", DATA, entry, "data"), *films]
 
     def episodes(self, source: str) -> Iterator[Recorded]:
         entry = self._entry(source)

@@ -26,6 +26,8 @@ from dreamer4.data.importers.steps import Recorded, Step, episodes_of
 from dreamer4.data.schema import Recording
 from dreamer4.errors import DataError
 
+METADATA = "metadata.json"
+
 
 class MinariImporter(Importer):
     """The folder of a dataset, the one that holds `data/`, or that folder itself. `key` names the picture in Dicts."""
@@ -36,8 +38,8 @@ class MinariImporter(Importer):
         super().__init__(root, options)
         refuse_rate(options, "Minari")
         self.data = self.root / "data" if (self.root / "data").is_dir() else self.root
-        self.metadata = read_metadata(self.data / "metadata.json")
-        with naming(self.data / "metadata.json"):
+        self.metadata = read_metadata(self.data / METADATA)
+        with naming(self.data / METADATA):
             self.space: gymnasium.Space = space_from_json(self.metadata["action_space"])
             self.spaces = [_record(self.metadata.get(name)) for name in ("observation_space", "action_space")]
 
@@ -62,6 +64,11 @@ class MinariImporter(Importer):
         if not names:
             raise DataError(f"'{self.root}' has no episode")
         return names
+
+    def files(self, source: str) -> list[Path]:
+        hdf5, folder = self.data / HDF5, self.data / str(_number(source))
+        stored = [hdf5] if hdf5.exists() else sorted(path for path in folder.rglob("*") if path.is_file())
+        return [self.data / METADATA, *stored]
 
     def episodes(self, source: str) -> Iterator[Recorded]:
         return episodes_of(self._steps(source), source, self.recording.actions.columns)
@@ -96,7 +103,7 @@ class MinariImporter(Importer):
         return Hdf5Reader(path, self.options.patience) if path.exists() else None
 
     def _opened(self, source: str) -> AbstractContextManager[StoredEpisode]:
-        number = int(source.rpartition("-")[2])
+        number = _number(source)
         if self._hdf5 is not None:
             return nullcontext(hdf5_episode(self._hdf5, number))
         return arrow_episode(self.data / str(number), str(self.metadata.get("data_format")), *self.spaces)
@@ -111,6 +118,10 @@ class MinariImporter(Importer):
                 raise DataError(f"{what} are of {', '.join(sorted(observations))}: say which are the pictures by --key")
             observations = observations[key]
         return as_rgb(_decoded(observations, what), what)
+
+
+def _number(source: str) -> int:
+    return int(source.rpartition("-")[2])
 
 
 def _record(space: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from functools import cached_property
+from pathlib import Path
 
 from dreamer4.actions import ActionSpace
 from dreamer4.data.importers.canvas import Canvas
@@ -45,8 +46,11 @@ class VideoImporter(Importer):
             raise DataError(f"'{self.root}' holds no film ({', '.join(FILMS)})")
         return names
 
+    def files(self, source: str) -> list[Path]:
+        return [self.root / source if self.root.is_dir() else self.root]
+
     def episodes(self, source: str) -> Iterator[Recorded]:
-        path = self.root / source if self.root.is_dir() else self.root
+        (path,) = self.files(source)
         frames = frames_of(path)
         if self.options.fps is not None:
             frames = at_rate(frames, frame_rate(path), self.options.fps)

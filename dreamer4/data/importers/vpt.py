@@ -61,6 +61,9 @@ class VptImporter(Importer):
             raise DataError(f"'{self.root}' holds or names no recording: NAME.mp4 with NAME.jsonl is looked for")
         return names
 
+    def files(self, source: str) -> list[Path]:
+        return list(self._pair(source))
+
     def episodes(self, source: str) -> Iterator[Recorded]:
         film, lines = self._pair(source)
         rules = self.options.rules
