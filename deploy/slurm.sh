@@ -25,7 +25,7 @@ umask 077
 folder=$(mktemp -d "$here/.slurm-${SLURM_JOB_ID}.XXXX")
 python -c 'import secrets; print(secrets.token_hex(32))' >"$folder/token"
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$folder/token RAY_USAGE_STATS_ENABLED=0 RAY_ENABLE_UV_RUN_RUNTIME_ENV=0
-export RAY_gcs_rpc_server_reconnect_timeout_s=120 RAY_worker_niceness=5
+export RAY_gcs_rpc_server_reconnect_timeout_s=120 RAY_worker_niceness=5 GRPC_ENABLE_FORK_SUPPORT=false
 unset RAY_ADDRESS RAY_AUTH_TOKEN
 
 # Other jobs may have a Ray on the same machines: ports and folders go by the number of the job.

@@ -24,6 +24,7 @@ SAID = (
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV",
     "RAY_gcs_rpc_server_reconnect_timeout_s",
     "RAY_worker_niceness",
+    "GRPC_ENABLE_FORK_SUPPORT",
 )
 
 
@@ -62,7 +63,7 @@ def problems(config: dict[str, Any]) -> list[str]:
 
 def _command(command: str, role: str):
     words = shlex.split(command)
-    said = dict(re.findall(r"\b(RAY_\w+)=(\S+)", command))
+    said = dict(re.findall(r"\b((?:RAY|GRPC)_\w+)=(\S+)", command))
     if said.get("RAY_AUTH_MODE") != "token" or said.get("RAY_AUTH_TOKEN_PATH") != TOKEN:
         yield f"`{command}` isn't told of the token"
     if "start" not in words:

@@ -28,7 +28,7 @@ NOTE = f"""#!{sys.executable}
 import json, os, signal, sys, time
 from pathlib import Path
 name, words = Path(sys.argv[0]).name, sys.argv[1:]
-told = {{key: value for key, value in os.environ.items() if key.startswith("RAY_")}}
+told = {{key: value for key, value in os.environ.items() if key.startswith(("RAY_", "GRPC_"))}}
 token = Path(told.get("RAY_AUTH_TOKEN_PATH", "/nowhere"))
 mode = oct(token.stat().st_mode) if token.exists() else None
 def note(event):

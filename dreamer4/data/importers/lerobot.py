@@ -7,6 +7,7 @@ row that frame was not recorded, so its reward is added to the last frame's, and
 
 import io
 import json
+import math
 import re
 from collections.abc import Iterator
 from fractions import Fraction
@@ -33,6 +34,7 @@ DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 PATTERN = r"[^{}]*(\{\w+(:0?\d{1,2}d)?\}[^{}]*)*"
 LONGEST = 10_000_000  # rows of an episode
+WIDEST = 10_000  # numbers of an action
 
 
 class LeRobotImporter(Importer):
@@ -52,7 +54,10 @@ class LeRobotImporter(Importer):
         self.camera, self.filmed = camera, self.features[camera]["dtype"] == "video"
         if "action" not in self.features:
             raise DataError(f"'{root}' has no feature 'action': import its films by `data import video`")
-        self.width = int(np.prod(self.features["action"]["shape"]))
+        shape = self.features["action"].get("shape")
+        if not (isinstance(shape, list) and all(isinstance(size, int) and 0 < size <= WIDEST for size in shape)):
+            raise DataError(f"'{self.root / 'meta' / 'info.json'}' gives actions the shape {shape!r:.60}")
+        self.width = math.prod(shape)
 
     @cached_property
     def tasks(self) -> tuple[str, ...]:

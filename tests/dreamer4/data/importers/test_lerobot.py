@@ -83,6 +83,8 @@ def test_missing_and_damaged_parts_are_named(tmp_path):
         ({"fps": 0}, "not the description"),
         ({"features": []}, "not the description"),
         ({"features": {"action": {"shape": [3]}}}, "has cameras none"),
+        ({"features": {"front": {"dtype": "image"}, "action": {"\x13hape": [3]}}}, "gives actions the shape None"),
+        ({"features": {"front": {"dtype": "image"}, "action": {"shape": [10**12]}}}, r"the shape \[1000000000000\]"),
         ({"data_path": "../{chunk_index}/x.parquet"}, "leads out of the dataset"),
         ({"data_path": "{nothing}"}, "'data_path' is"),
     ],
