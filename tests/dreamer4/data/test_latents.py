@@ -120,6 +120,17 @@ def test_latents_of_another_tokenizer_are_refused_where_it_is_named(dataset, tmp
         LatentDataset.open(tmp_path, dataset, "second")
 
 
+@pytest.mark.parametrize("key", ["dataset", "frames", "model", "shards"])
+def test_a_manifest_that_lacks_something_is_refused(dataset, tmp_path, key):
+    encode(tmp_path, dataset)
+    path = tmp_path / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest[key]
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match=f"lacks {key}"):
+        LatentDataset.open(tmp_path, dataset)
+
+
 def test_latents_of_a_wrong_number_of_frames_or_shape_are_refused(dataset, tmp_path):
     encode(tmp_path, dataset)
     write_latents(tmp_path, 1, numbers(dataset, 1)[:-1], "model")
