@@ -5,6 +5,7 @@ site can read it. It has nothing to tell but numbers of runs.
 """
 
 import json
+import sys
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -137,14 +138,22 @@ class PageServer:
 def _listen(handler: Any, ports: range | list[int]) -> ThreadingHTTPServer:
     for port in ports:
         try:
-            server = ThreadingHTTPServer(("127.0.0.1", port), handler)
+            server = _Server(("127.0.0.1", port), handler)
         except (OSError, OverflowError):
             continue
-        server.daemon_threads = True
         return server
     if len(ports) == 1:
         raise RunError(f"port {ports[0]} can't be had: give another --port, or none for the first free one")
     raise RunError(f"ports {ports[0]} to {ports[-1]} are all in use: give another --port")
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A browser that has left before its answer came is nothing to tell."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -200,7 +200,9 @@ class LatentDataset:
         place = folder_at(folder)
         manifest = read_manifest(place, FORMAT, FORMAT_VERSION)
         if missing := {"dataset", "frames", "model", "shards"} - manifest.keys():
-            raise DataError(f"the manifest in '{place.name}' lacks {', '.join(sorted(missing))}: encode the dataset again")
+            raise DataError(
+                f"the manifest in '{place.name}' lacks {', '.join(sorted(missing))}: encode the dataset again"
+            )
         if manifest["dataset"] != dataset.manifest.fingerprint or manifest["frames"] != dataset.frame_count:
             raise DataError(
                 f"the latents in '{place.name}' are not of the dataset in '{dataset.folder}': encode it again"

@@ -243,6 +243,19 @@ def test_strange_requests_are_answered_in_peace(page, path, status):
         error.close()
 
 
+@pytest.mark.parametrize(
+    ("error", "told"), [(BrokenPipeError(), ""), (ValueError("a mistake of ours"), "a mistake of ours")]
+)
+def test_a_browser_that_leaves_early_is_nothing_to_tell(run, capsys, error, told):
+    with PageServer(FileSource([run])) as server:
+        try:
+            raise error
+        except type(error):
+            server.server.handle_error(None, ("127.0.0.1", 1))
+    said = capsys.readouterr().err
+    assert told in said and bool(said) == bool(told)
+
+
 def test_source_that_does_not_answer_is_named():
     with PageServer(PrometheusSource("http://127.0.0.1:9")) as server, pytest.raises(HTTPError) as refused:
         urlopen(f"{server.url}/data")
