@@ -15,7 +15,7 @@ from dreamer4.data.episodes import EpisodeDataset
 from dreamer4.data.importers.canvas import Canvas
 from dreamer4.data.importers.importer import Options
 from dreamer4.data.importers.registry import importer
-from dreamer4.data.importers.sums import NAME, SourceSums
+from dreamer4.data.importers.sums import SourceSums
 from dreamer4.data.latents import LatentDataset, finish_latents, write_latents
 from dreamer4.data.validate import take_out, validate
 from dreamer4.data.writer import DatasetWriter
@@ -24,7 +24,7 @@ from dreamer4.types import Episode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))  # the recordings that importers are tested with
 from minari_files import write_minari_dataset
-from recordings import line, stamped, write_film, write_lerobot, write_vpt
+from recordings import line, stamped, write_film, write_lerobot, write_sums, write_vpt
 from worlds import SPACE
 
 FRAME = (32, 32, 3)
@@ -161,9 +161,7 @@ def with_sums(make: Callable[[Path], Any]) -> Callable[[Path], None]:
 
     def made(folder: Path) -> None:
         make(folder)
-        files = sorted(path for path in folder.rglob("*") if path.is_file())
-        lines = [f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.relative_to(folder)}\n" for p in files]
-        (folder / NAME).write_text("".join(lines))
+        write_sums(folder)
 
     return made
 

@@ -2,6 +2,8 @@
 
 import io
 import json
+import shutil
+import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -15,6 +17,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from dreamer4.data.importers.importer import Importer
+from dreamer4.data.importers.sums import NAME
 from dreamer4.types import Episode
 
 BITS = 10  # of a frame's number, drawn as black and white squares that survive any codec
@@ -103,6 +106,16 @@ def write_vpt(
     write_lines(folder / f"{name}.jsonl", lines)
     (folder / f"{name}-options.json").write_text("{}")
     return write_film(folder / f"{name}.mp4", [*shown, *[shown[-1]] * extra])
+
+
+def write_sums(folder: Path) -> Path:
+    """`SHA256SUMS` of all files in a folder and below, as people make it."""
+    program = shutil.which("sha256sum")
+    assert program is not None
+    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    done = subprocess.run([program, *names], cwd=folder, capture_output=True, text=True, check=True)
+    (folder / NAME).write_text(done.stdout)
+    return folder / NAME
 
 
 def write_index(path: Path, names: Sequence[str], basedir: str = "https://example.invalid/minecraft/") -> Path:

@@ -20,7 +20,7 @@ SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # else the workers of a driver under `uv run` download what it has
     "RAY_worker_niceness": str(WORKER_NICENESS),
-    # Else about one in ten servers of Ray Client dies as the head forks it (ray-project/ray#63202).
+    # Else a server of Ray Client dies now and then as the head forks it (ray-project/ray#63202).
     "GRPC_ENABLE_FORK_SUPPORT": "false",
     "RAY_gcs_rpc_server_reconnect_timeout_s": "120",  # how long nodes wait for a head that is gone
     "RAY_health_check_initial_delay_ms": "2000",

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from minari_files import write_endless
-from recordings import line, stamped, stamps, write_film, write_lerobot, write_lines, write_vpt
+from recordings import line, stamped, stamps, write_film, write_lerobot, write_lines, write_sums, write_vpt
 
 from actors.importer import Job, Report, SourceImporter, finished_report, gather, report_path
 from dreamer4.data.episodes import EpisodeDataset
@@ -118,14 +118,12 @@ def test_a_fault_in_a_shard_of_several_sources_takes_only_its_own_away(tmp_path)
 def test_a_recording_whose_sum_is_another_is_a_fault(tmp_path):
     """A number in a line of JSON has changed, which the line itself can't tell."""
     folder = recordings(tmp_path / "in", 2)
-    files = sorted(folder.rglob("*.*"))
-    sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in files]
-    (folder / "SHA256SUMS").write_text("".join(sums))
+    sums = write_sums(folder)
     write_lines(folder / "r-1.jsonl", [line(t, yaw=1.5 if t == 9 else 0.0) for t in range(21)])
     with pytest.raises(DataError, match=r"source 'r-1': .*r-1.jsonl' has other bytes than"):
         run(job(tmp_path))
     assert [report.episodes for report in run(job(tmp_path, keep_going=True))] == [1, 0]
-    (folder / "SHA256SUMS").unlink()
+    sums.unlink()
     assert SourceImporter(replace(job(tmp_path), folder=tmp_path / "other")).make(0, ("r-1",))[0].episodes == 1
 
 

@@ -144,7 +144,7 @@ def test_every_metric_of_the_code_is_exported_with_its_labels(live):
 
 def test_throughput_rises_with_workers(live):
     rates = throughput(live.source, live.scope)
-    assert {1, 2} <= rates.keys(), f"points by workers: { {n: len(points) for n, points in rates.items()} }"
+    assert {1, 2} <= rates.keys(), f"numbers of workers that were seen: {sorted(rates)}"
     assert median(rates[2]) > 1.3 * median(rates[1])
 
 

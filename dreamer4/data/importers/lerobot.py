@@ -55,9 +55,10 @@ class LeRobotImporter(Importer):
         if "action" not in self.features:
             raise DataError(f"'{root}' has no feature 'action': import its films by `data import video`")
         shape = self.features["action"].get("shape")
-        if not (isinstance(shape, list) and all(isinstance(size, int) and 0 < size <= WIDEST for size in shape)):
+        sizes = shape if isinstance(shape, list) and all(isinstance(size, int) and size > 0 for size in shape) else [0]
+        self.width = math.prod(sizes)
+        if not 0 < self.width <= WIDEST:
             raise DataError(f"'{self.root / 'meta' / 'info.json'}' gives actions the shape {shape!r:.60}")
-        self.width = math.prod(shape)
 
     @cached_property
     def tasks(self) -> tuple[str, ...]:

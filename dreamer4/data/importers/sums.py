@@ -26,31 +26,35 @@ class SourceSums:
     def __init__(self, root: Path):
         self.path = (root if root.is_dir() else root.parent) / NAME
         self.wanted = read_sums(self.path) if self.path.exists() else None
-        self._proven: set[Path] = set()
+        self._found: dict[Path, str] = {}
 
     def verify(self, paths: Iterable[Path]) -> None:
-        """Reads files to their ends, each once.
+        """Reads files to their ends, each once, however many sources share it.
 
         Raises:
             DataError: one of them has other bytes than it had, isn't in the sums, or can't be read.
         """
+        if self.wanted is None:
+            return
         for path in paths:
-            if self.wanted is None or path in self._proven:
-                continue
             name = Path(os.path.relpath(path, self.path.parent)).as_posix()
             if name not in self.wanted:
                 raise DataError(f"'{path}' is not in '{self.path}': add its sum where it was made, or delete the sums")
-            try:
-                with open(path, "rb") as file:
-                    found = hashlib.file_digest(file, "sha256").hexdigest()
-            except OSError as error:
-                raise DataError(f"'{path}' is in '{self.path}' and can't be read: {error}") from error
+            found = self._found[path] = self._found.get(path) or digest_of(path)
             if found != self.wanted[name]:
                 raise DataError(
                     f"'{path}' has other bytes than '{self.path}' says (sha256 {found[:12]}..., not "
                     f"{self.wanted[name][:12]}...): get it again"
                 )
-            self._proven.add(path)
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file. Raises `DataError` if it can't be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"'{path}' can't be read: {error}") from error
 
 
 def read_sums(path: Path) -> dict[str, str]:

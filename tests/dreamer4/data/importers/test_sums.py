@@ -1,14 +1,13 @@
 import hashlib
-import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from counter_env import play_counter
 from minari_files import write_minari_dataset
-from recordings import line, stamped, write_film, write_lerobot, write_vpt
+from recordings import line, stamped, write_film, write_lerobot, write_sums, write_vpt
 
+from dreamer4.data.importers import sums as sums_module
 from dreamer4.data.importers.canvas import Canvas
 from dreamer4.data.importers.importer import Options
 from dreamer4.data.importers.registry import importer
@@ -26,18 +25,9 @@ MAKERS: dict[str, Callable[[Path], object]] = {
 UNREAD = {NAME, "a-options.json", "stats.json"}  # of VPT and LeRobot
 
 
-def write_sums(root: Path) -> None:
-    """As people make them."""
-    program = shutil.which("sha256sum")
-    assert program is not None
-    names = sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
-    done = subprocess.run([program, *names], cwd=root, capture_output=True, text=True, check=True)
-    (root / NAME).write_text(done.stdout)
-
-
 @pytest.mark.parametrize("family", MAKERS)
 def test_every_file_that_a_source_is_read_from_is_proven(tmp_path, family):
-    """A flipped bit in any file of the recordings is met by at least one source; negative control: none without it."""
+    """A flipped bit in any file is met by at least one source; negative control: whole, none is met."""
     root = tmp_path / "in"
     root.mkdir()
     MAKERS[family](root)
@@ -50,6 +40,20 @@ def test_every_file_that_a_source_is_read_from_is_proven(tmp_path, family):
         with pytest.raises(DataError, match=f"{path.name}' has other bytes than .*SHA256SUMS' says"):
             SourceSums(root).verify(file for source in reader.sources() for file in reader.files(source))
         path.write_bytes(whole)
+
+
+def test_a_file_that_sources_share_is_read_once(tmp_path, monkeypatch):
+    """Also a damaged one: with `--keep-going` each of its sources is tried."""
+    (tmp_path / "a").write_bytes(b"abc")
+    write_sums(tmp_path)
+    (tmp_path / "a").write_bytes(b"abd")
+    read: list[Path] = []
+    monkeypatch.setattr(sums_module, "digest_of", lambda path: read.append(path) or "0" * 64)
+    sums = SourceSums(tmp_path)
+    for _ in range(3):
+        with pytest.raises(DataError, match="a' has other bytes"):
+            sums.verify([tmp_path / "a"])
+    assert read == [tmp_path / "a"]
 
 
 def test_without_sums_nothing_is_asked(tmp_path):
