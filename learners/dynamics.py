@@ -37,6 +37,7 @@ class DynamicsTraining:
     long_share: float = 0.1  # [G] of the steps
     long_batch: int = 16
     long_only_steps: int = 0  # the paper finetunes on long batches in the end
+    packed: bool = False  # [G] one shape of batch: long_batch rows of long_length, most of them cut into short clips
     image_share: float = 0.3  # rows whose frames are separate images
     optim: OptimConfig = field(default_factory=OptimConfig)
     save_every: int = 250
@@ -44,12 +45,37 @@ class DynamicsTraining:
     def __post_init__(self) -> None:
         if not 0 <= self.image_share <= 1 or not 0 <= self.long_share <= 1:
             raise ConfigError(f"image_share ({self.image_share}) and long_share ({self.long_share}) are shares of 1")
+        if self.packed and self.long_length % max(1, self.length):
+            raise ConfigError(f"packed rows of {self.long_length} frames don't divide into clips of {self.length}")
 
     def batch_shape(self, seed: int, index: int) -> tuple[int, int]:
         """Rows and frames of batch number `index`."""
+        if self.packed:
+            return self.long_batch, self.long_length
         draw = float(torch.rand((), generator=generator(seed, "batch length", index)))
-        long = draw < self.long_share or index >= self.steps - self.long_only_steps
+        long = draw < self.long_share_at(index)
         return (self.long_batch, self.long_length) if long else (self.batch, self.length)
+
+    def long_share_at(self, index: int) -> float:
+        """The share of long batches, or if they are packed of long rows, at an update."""
+        return 1.0 if index >= self.steps - self.long_only_steps else self.long_share
+
+
+def cut(clip: Clip, length: int, long_share: float, noise: torch.Generator, rows: Rows | None = None) -> Clip:
+    """Cuts all but `long_share` of the rows into clips of `length` frames, none of which sees another.
+
+    So short and long clips are in one batch, of one shape at every update: a compiled model is compiled once. The clips
+    of a row follow each other in the recordings, which are read in one piece, but are less varied than so many windows.
+
+    Args:
+        rows: as in `separate_images`.
+    """
+    rows = rows or Rows(clip.batch)
+    whole_B1 = (rows.of(torch.rand((rows.batch, 1), generator=noise, device=noise.device)) < long_share).to(
+        clip.segment_BT.device
+    )
+    number_T = torch.arange(clip.length, device=clip.segment_BT.device) // length
+    return replace(clip, segment_BT=clip.segment_BT + torch.where(whole_B1, 0, number_T))
 
 
 def separate_images(clip: Clip, share: float, noise: torch.Generator, rows: Rows | None = None) -> Clip:
@@ -121,6 +147,8 @@ class DynamicsLearner(Learner):
         rows = part.rows(batch)
         clip = self.clips.batch(index, batch, length, rows.index)
         clip = separate_images(clip, self.training.image_share, noise, rows)
+        if self.training.packed:
+            clip = cut(clip, self.training.length, self.training.long_share_at(index), noise, rows)
         loss = self.shortcut_loss(clip.to(self.dynamics.latent_in.weight.device), noise, rows)
         return {"shortcut": loss if rows.whole else loss * rows.share}
 

@@ -35,6 +35,7 @@ SOME_ROWS = replace(SHORTCUT, bootstrap_rows=0.3)
 DYNAMICS = DynamicsTraining(
     steps=20, batch=8, length=3, long_length=6, long_batch=4, long_share=0.4, image_share=0.3, optim=OPTIM
 )
+PACKED = replace(DYNAMICS, packed=True)
 MUON = replace(DYNAMICS, optim=replace(OPTIM, muon_lr=2e-3))
 AGENT = AgentTraining(steps=20, batch=8, length=4, optim=OPTIM)
 TOKENIZER = TokenizerTraining(steps=20, batch=4, length=3, optim=OPTIM)
@@ -92,6 +93,7 @@ LEARNERS: dict[str, Callable[..., Learner]] = {
     "dynamics": dynamics,
     "dynamics, few bootstrapped rows": lambda world, **more: dynamics(world, SOME_ROWS, **more),
     "dynamics of one length": lambda world, **more: dynamics(world, training=replace(DYNAMICS, long_share=0.0), **more),
+    "dynamics of packed rows": lambda world, **more: dynamics(world, training=PACKED, **more),
     "dynamics by Muon": lambda world, **more: dynamics(world, training=MUON, **more),
     "agent": agent,
     "agent, few bootstrapped rows": lambda world, **more: agent(world, shortcut=SOME_ROWS, **more),

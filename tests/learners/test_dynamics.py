@@ -10,7 +10,7 @@ from worlds import World
 from dreamer4.errors import ConfigError, NonFiniteError
 from dreamer4.rng import generator
 from dreamer4.shortcut import ShortcutConfig, shortcut_error
-from learners.dynamics import DynamicsLearner, DynamicsTraining, noised, separate_images, targets
+from learners.dynamics import DynamicsLearner, DynamicsTraining, cut, noised, separate_images, targets
 from learners.optim import OptimConfig
 
 TRAINING = DynamicsTraining(
@@ -100,6 +100,43 @@ def test_the_learner_asks_for_the_batches_that_are_due(make, monkeypatch, share,
 def test_shares_are_shares(change):
     with pytest.raises(ConfigError, match=r"image_share.*long_share"):
         DynamicsTraining(**change)
+
+
+def test_packed_batches_have_one_shape(make, monkeypatch):
+    learner, seen = make(0, replace(TRAINING, packed=True)), []
+    batch = learner.clips.batch
+    monkeypatch.setattr(learner.clips, "batch", lambda i, *shape: (seen.append(shape[:2]), batch(i, *shape))[1])
+    for index in range(10):
+        learner.losses(index)
+    assert seen == 10 * [(2, 6)]
+
+
+def test_packed_rows_divide_into_clips():
+    with pytest.raises(ConfigError, match=r"rows of 16 frames don't divide into clips of 6"):
+        DynamicsTraining(length=6, long_length=16, packed=True)
+
+
+def test_long_rows_of_packed_batches_have_their_share_and_the_end_is_long():
+    training = replace(TRAINING, steps=50, packed=True, long_share=0.2, long_only_steps=5)
+    assert [training.long_share_at(index) for index in range(50)] == 45 * [0.2] + 5 * [1.0]
+    clip = cut(random_clip(500, 6), 3, 0.2, generator("rows"))
+    whole = int((clip.segment_BT[:, 0] == clip.segment_BT[:, -1]).sum())
+    assert 70 < whole < 130
+
+
+def test_a_cut_row_is_the_same_as_its_clips_side_by_side():
+    """Bit by bit what short batches give, but for the order of sums; the control is the row in one piece."""
+    dynamics, row = tiny_dynamics(), random_clip(2, 6)
+    fields = {name: value for name, value in vars(row).items() if value is not None}
+    short = replace(row, **{name: value.unflatten(1, (2, 3)).flatten(0, 1) for name, value in fields.items()})
+    expected = output(dynamics, short).clean_BTSD.unflatten(0, (2, 2)).flatten(1, 2)
+    torch.testing.assert_close(output(dynamics, cut(row, 3, 0.0, generator("rows"))).clean_BTSD, expected)
+    assert not torch.allclose(output(dynamics, cut(row, 3, 1.0, generator("rows"))).clean_BTSD, expected)
+
+
+def test_episodes_of_a_cut_row_stay_apart():
+    row = replace(random_clip(1, 6), segment_BT=torch.tensor([[0, 0, 1, 1, 1, 2]]))
+    assert cut(row, 3, 0.0, generator("rows")).segment_BT.tolist() == [[0, 0, 1, 2, 2, 3]]
 
 
 def output(dynamics, clip):
