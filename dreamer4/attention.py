@@ -133,8 +133,21 @@ def weigh(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, soft_cap: float 
     return out.unflatten(2, (groups, queries)).flatten(1, 2)
 
 
-def banded_mask(segment_BT: Tensor | None, length: int, window: int, device: torch.device) -> Tensor:
-    """`[B or 1, T, T]`: frame t sees the frames t - window + 1 .. t of its own segment."""
+def banded_mask(
+    segment_BT: Tensor | None, length: int, window: int, device: torch.device, drafts: bool = False
+) -> Tensor:
+    """`[B or 1, T, T]`: frame t sees the frames t - window + 1 .. t of its own segment.
+
+    Args:
+        drafts: the second half of the frames are drafts of the first half. A draft sees what its frame sees, and
+            instead of that frame itself; nothing else sees it.
+    """
+    if drafts:
+        half = length // 2
+        real = banded_mask(None if segment_BT is None else segment_BT[:, :half], half, window, device)
+        itself = torch.eye(half, dtype=torch.bool, device=device).expand_as(real)
+        of_frames = torch.cat([real, torch.zeros_like(real)], dim=2)
+        return torch.cat([of_frames, torch.cat([real & ~itself, itself], dim=2)], dim=1)
     frame_T = torch.arange(length, device=device)
     age_TT = frame_T[:, None] - frame_T[None, :]
     mask = ((age_TT >= 0) & (age_TT < window))[None]

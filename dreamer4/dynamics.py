@@ -203,6 +203,7 @@ class Dynamics(nn.Module):
         cache: TimeCache | None = None,
         commit: bool = False,
         predict: bool = True,
+        drafts: bool = False,
     ) -> DynamicsOutput:
         """Predicts the clean latents of every frame from its noised ones and the past.
 
@@ -213,6 +214,8 @@ class Dynamics(nn.Module):
             segment_BT: frames of different segments don't see each other.
             task_BT: index of the task; adds agent tokens and returns their features.
             cache, commit: the past of a stream, and whether this pass becomes part of it.
+            drafts: without a cache, the frames come twice: as they are committed, and then as drafts, each of which is
+                seen by itself only and sees of the first half the frames before its own.
             predict: with a cache; False leaves the latents out, where only features or a commit are wanted.
 
         Raises:
@@ -231,7 +234,7 @@ class Dynamics(nn.Module):
         latents, features = slice(first, first + config.latents), slice(config.world_slots, slots)
         angles = self.angles_SK[:slots]
         if cache is None:
-            x, start = self.transformer(x, angles, self.mask_SS if agent else None, segment_BT), 0
+            x, start = self.transformer(x, angles, self.mask_SS if agent else None, segment_BT, drafts=drafts), 0
         else:
             start = latents.start if predict else features.start
             wanted = slice(start, features.stop if agent or not predict else latents.stop)

@@ -119,8 +119,9 @@ def shortcut_update(
     Args:
         agent: in finetuning, whose student has agent tokens and heads; the teacher has not.
     """
-    student = dynamics(config, batch, length, agent=agent is not None)
+    frames = 2 * length if shortcut.drafts else length
+    student = dynamics(config, batch, frames, agent=agent is not None)
     if agent is not None:
         student += heads(agent, config, batch * length)
     asked = len(range(batch)[bootstrapped_rows(shortcut, batch)])
-    return student.total + 2 * dynamics(config, asked, length).forward
+    return student.total + 2 * dynamics(config, asked, frames).forward

@@ -26,6 +26,7 @@ class ShortcutConfig:
     ramp: bool = True  # loss weight 0.9 tau + 0.1; otherwise 1
     context_share: float = 0.0  # [G] share of frames trained at the context's level instead of a random one
     pure_noise: float = 0.0  # [G] share of the other frames that start from tau = 0
+    drafts: bool = False  # [G] every frame is predicted beside committed ones, instead of among such random levels
     bootstrap_rows: float | None = None  # [G] share of rows with d > 1 / k_max; None samples d per frame
 
     def __post_init__(self) -> None:
@@ -33,6 +34,11 @@ class ShortcutConfig:
             raise ConfigError(f"k_max must be a power of two of at least 2, got {self.k_max}")
         if not 0 < self.context_noise < 1:
             raise ConfigError(f"context_noise must be in (0, 1), got {self.context_noise}")
+        if self.drafts and self.context_share:
+            raise ConfigError(
+                f"with drafts all frames are at the context's level once, so context_share must be 0, got "
+                f"{self.context_share}"
+            )
 
     @property
     def finest(self) -> int:
@@ -63,7 +69,10 @@ class Levels:
 
 
 def sample_levels(config: ShortcutConfig, batch: int, length: int, generator: torch.Generator) -> Levels:
-    """Section 6.1 of paper.md: e uniform, tau uniform over the multiples of d below 1, independent per frame."""
+    """Section 6.1 of paper.md: e uniform, tau uniform over the multiples of d below 1, independent per frame.
+
+    With drafts, levels `[B, 2 T]`: frames at the context's, and then such levels of their drafts.
+    """
     shape, device = (batch, length), generator.device
 
     def uniform(size: tuple[int, ...] = shape) -> Tensor:
@@ -79,7 +88,11 @@ def sample_levels(config: ShortcutConfig, batch: int, length: int, generator: to
     tau_idx = torch.where(uniform() < config.pure_noise, 0, tau_idx)
     in_context = uniform() < config.context_share
     tau_idx = torch.where(in_context, config.context_idx, tau_idx)
-    return Levels(tau_idx, torch.where(in_context, config.finest, step_idx), config.k_max)
+    step_idx = torch.where(in_context, config.finest, step_idx)
+    if config.drafts:
+        tau_idx = torch.cat([torch.full_like(tau_idx, config.context_idx), tau_idx], dim=1)
+        step_idx = torch.cat([torch.full_like(step_idx, config.finest), step_idx], dim=1)
+    return Levels(tau_idx, step_idx, config.k_max)
 
 
 def corrupt(clean_BTSD: Tensor, noise_BTSD: Tensor, tau_BT: Tensor) -> Tensor:

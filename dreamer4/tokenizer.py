@@ -15,6 +15,7 @@ from dreamer4.decode import Sight
 from dreamer4.errors import ConfigError, DataError
 from dreamer4.patches import moved, pack, patchify, unpack, unpatchify
 from dreamer4.perceptual import Perceptual
+from dreamer4.shortcut import corrupt
 from dreamer4.transformer import (
     Transformer,
     TransformerConfig,
@@ -48,6 +49,7 @@ class TokenizerConfig:
     standardize: bool = False  # [G] inputs and errors in units of each pixel's spread over the dataset
     masked_loss_only: bool = False  # [G] the paper's wording is full-frame
     motion_weight: float = 0.0  # [G] extra weight of pixels that differ between neighbouring frames of a clip
+    latent_noise: float = 0.0  # [G] in training, the largest share of noise in latents when they are decoded
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "frame", tuple(self.frame))
@@ -63,6 +65,8 @@ class TokenizerConfig:
             raise ConfigError(f"mask_max must be in [0, 1), got {self.mask_max}")
         if self.motion_weight < 0:
             raise ConfigError(f"motion_weight must not be negative, got {self.motion_weight}")
+        if not 0 <= self.latent_noise <= 1:
+            raise ConfigError(f"latent_noise is a share of 1, got {self.latent_noise}")
 
     @property
     def canvas(self) -> tuple[int, int]:
@@ -264,13 +268,35 @@ class Tokenizer(nn.Module):
         draw = torch.rand((batch, length, self.config.patches), generator=generator, device=generator.device)
         return draw < p
 
+    def sample_noise(self, batch: int, length: int, generator: torch.Generator) -> tuple[Tensor, Tensor] | None:
+        """What latents are mixed with before they are decoded: noise `[B, T, latents, channels]`, and its share
+        `[B, T]`, which every frame draws from U(0, latent_noise). None where there is none."""
+        config, device = self.config, generator.device
+        if not config.latent_noise:
+            return None
+        share = torch.rand((batch, length), generator=generator, device=device) * config.latent_noise
+        shape = (batch, length, config.latents, config.channels)
+        return torch.randn(shape, generator=generator, device=device), share
+
     def losses(
-        self, video_BTHWC: Tensor, segment_BT: Tensor | None, masked_BTP: Tensor, perceptual: Perceptual | None = None
+        self,
+        video_BTHWC: Tensor,
+        segment_BT: Tensor | None,
+        masked_BTP: Tensor,
+        perceptual: Perceptual | None = None,
+        noise: tuple[Tensor, Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """The terms of the reconstruction loss: `mse`, and `lpips` where a perceptual network is given."""
+        """The terms of the reconstruction loss: `mse`, and `lpips` where a perceptual network is given.
+
+        Args:
+            masked_BTP: of `sample_mask`.
+            noise: of `sample_noise`.
+        """
         target = self.normalise(video_BTHWC)
         patches = self.patches_of(target)
         latents = self.encode_tokens(patches, masked_BTP, segment_BT)
+        if noise is not None:
+            latents = corrupt(latents, noise[0].to(latents.dtype), 1 - noise[1])
         output = self.decode_tokens(latents, segment_BT)
         error_BTPQ = (output.float() - patches).square()
         if self.config.motion_weight:

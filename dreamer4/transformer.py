@@ -157,6 +157,7 @@ class Transformer(nn.Module):
         commit: whether the frames become part of the past.
         sight: with a cache, `space_mask_SS` as pairs of slots and what they see.
         wanted: with a cache, the slots whose outputs are returned; by default all.
+        drafts: without a cache, the second half of the frames are drafts of the first half (see `banded_mask`).
     """
 
     def __init__(self, config: TransformerConfig):
@@ -202,6 +203,7 @@ class Transformer(nn.Module):
         commit: bool = False,
         sight: Sight | None = None,
         wanted: slice | None = None,
+        drafts: bool = False,
     ) -> Tensor:
         if cache is not None:
             everything = slice(0, x_BTSM.shape[2])
@@ -209,9 +211,11 @@ class Transformer(nn.Module):
             return follow(self, x_BTSM, sight, wanted, segment_BT, cache, commit)
         length, dtype, device = x_BTSM.shape[1], torch.promote_types(x_BTSM.dtype, torch.float32), x_BTSM.device
         frames = torch.arange(length, device=device)
+        if drafts:  # which stand where their frames stand
+            frames = frames % (length // 2)
         turn_time = Rotation(rope_angles(frames, self.config.head_size, self.config.rope_base), dtype)
         turn_space = Rotation(space_angles, dtype)
-        time_mask = banded_mask(segment_BT, length, self.config.window, device)
+        time_mask = banded_mask(segment_BT, length, self.config.window, device, drafts)
         time_mask = time_mask[:, None, None]  # the same for all slots and heads
         for layer in self.layers:
             if isinstance(layer, TimeLayer):

@@ -19,9 +19,9 @@ from dreamer4.errors import ConfigError
 from dreamer4.heads import PolicyHead, mtp_targets
 from dreamer4.normalise import RmsNormaliser
 from dreamer4.rng import generator
-from dreamer4.shortcut import Levels, ShortcutConfig, corrupt, shortcut_error
+from dreamer4.shortcut import Levels, ShortcutConfig, corrupt
 from dreamer4.types import Clip
-from learners.dynamics import noised, separate_images, targets
+from learners.dynamics import separate_images, shortcut_errors
 from learners.learner import Learner
 from learners.optim import OptimConfig
 from learners.parallel import Unit
@@ -125,23 +125,12 @@ class AgentLearner(Learner):
         rows: Rows | None = None,
     ) -> dict[str, Tensor]:
         """All terms of one pass: behaviour of the rows `cloned_B`, video of the rows `modelled_B`, rewards of all."""
-        z, levels = noised(clip, self.shortcut, noise, rows)
-        target = targets(self.dynamics, clip, z, levels, self.shortcut, rows)
-        output = self.dynamics(
-            z,
-            levels.tau_idx,
-            levels.step_idx,
-            clip.act_in_BTA,
-            clip.act_in_known_BT,
-            clip.segment_BT,
-            clip.task_BT,
-        )
-        error_BT = shortcut_error(output.clean_BTSD, target, levels, self.shortcut.ramp)
+        error_BT, features_BTM = shortcut_errors(self.dynamics, clip, self.shortcut, noise, rows, agent=True)
         modelled_BT = torch.ones_like(error_BT, dtype=torch.bool)
         if modelled_B is not None:
             modelled_BT = modelled_BT & modelled_B[:, None]
-        assert output.features_BTM is not None
-        heads = head_losses(self.heads, output.features_BTM.float(), clip, cloned_B)
+        assert features_BTM is not None
+        heads = head_losses(self.heads, features_BTM.float(), clip, cloned_B)
         return {"shortcut": masked_mean(error_BT, modelled_BT), **heads}
 
     def estimate_flops(self, index: int) -> int:

@@ -98,13 +98,19 @@ def separate_images(clip: Clip, share: float, noise: torch.Generator, rows: Rows
 def noised(
     clip: Clip, shortcut: ShortcutConfig, noise: torch.Generator, rows: Rows | None = None
 ) -> tuple[Tensor, Levels]:
-    """Corrupted latents `[B, T, S, D]` and their levels."""
+    """Corrupted latents `[B, T, S, D]` and their levels; with drafts, of a clip whose frames come `twice`."""
     assert clip.latents_BTSD is not None
     rows, device = rows or Rows(clip.batch), clip.latents_BTSD.device
-    drawn = sample_levels(shortcut, rows.batch, clip.length, noise)
+    drawn = sample_levels(shortcut, rows.batch, clip.length // (2 if shortcut.drafts else 1), noise)
     levels = Levels(rows.of(drawn.tau_idx).to(device), rows.of(drawn.step_idx).to(device), drawn.k_max)
     gaussian = rows.normal(clip.latents_BTSD.shape[1:], noise).to(device)
     return corrupt(clip.latents_BTSD, gaussian, levels.tau), levels
+
+
+def twice(clip: Clip) -> Clip:
+    """All frames of a clip, and then all of them again: as frames and as drafts."""
+    fields = {name: value for name, value in vars(clip).items() if value is not None}
+    return replace(clip, **{name: torch.cat([value, value], dim=1) for name, value in fields.items()})
 
 
 def targets(
@@ -125,11 +131,46 @@ def targets(
 
     def teacher(z: Tensor, tau_idx: Tensor, step_idx: Tensor) -> Tensor:
         actions, known, segments = clip.act_in_BTA[asked], clip.act_in_known_BT[asked], clip.segment_BT[asked]
-        return dynamics(z, tau_idx, step_idx, actions, known, segments).clean_BTSD
+        return dynamics(z, tau_idx, step_idx, actions, known, segments, drafts=shortcut.drafts).clean_BTSD
 
     some = Levels(levels.tau_idx[asked], levels.step_idx[asked], levels.k_max)
     bootstrap = shortcut_targets(teacher, clip.latents_BTSD[asked], noised_BTSD[asked], some)
     return torch.cat([bootstrap, clip.latents_BTSD[asked.stop :]])
+
+
+def shortcut_errors(
+    dynamics: Dynamics,
+    clip: Clip,
+    shortcut: ShortcutConfig,
+    noise: torch.Generator,
+    rows: Rows | None = None,
+    agent: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """What the world model is trained by: the weighted errors `[B, T]` of its predictions of a clip of latents.
+
+    With drafts these are the errors of the drafts, which is exactly what sampling asks for: a frame after committed
+    ones. Every frame is such a target; among frames of random levels few have clear ones before them.
+
+    Returns:
+        The errors, and with `agent` the agent features `[B, T, M]` (with drafts, those of the committed frames).
+    """
+    length = clip.length
+    clip = twice(clip) if shortcut.drafts else clip
+    z, levels = noised(clip, shortcut, noise, rows)
+    target = targets(dynamics, clip, z, levels, shortcut, rows)  # before the student: no graph is kept
+    output = dynamics(
+        z,
+        levels.tau_idx,
+        levels.step_idx,
+        clip.act_in_BTA,
+        clip.act_in_known_BT,
+        clip.segment_BT,
+        clip.task_BT if agent else None,
+        drafts=shortcut.drafts,
+    )
+    error_BT = shortcut_error(output.clean_BTSD, target, levels, shortcut.ramp)
+    features_BTM = None if output.features_BTM is None else output.features_BTM[:, :length]
+    return error_BT[:, -length:], features_BTM
 
 
 class DynamicsLearner(Learner):
@@ -156,9 +197,4 @@ class DynamicsLearner(Learner):
         return flops.shortcut_update(self.dynamics.config, self.shortcut, *self.training.batch_shape(self.seed, index))
 
     def shortcut_loss(self, clip: Clip, noise: torch.Generator, rows: Rows | None = None) -> Tensor:
-        z, levels = noised(clip, self.shortcut, noise, rows)
-        target = targets(self.dynamics, clip, z, levels, self.shortcut, rows)  # before the student: no graph is kept
-        output = self.dynamics(
-            z, levels.tau_idx, levels.step_idx, clip.act_in_BTA, clip.act_in_known_BT, clip.segment_BT
-        )
-        return shortcut_error(output.clean_BTSD, target, levels, self.shortcut.ramp).mean()
+        return shortcut_errors(self.dynamics, clip, self.shortcut, noise, rows)[0].mean()

@@ -55,7 +55,10 @@ class TokenizerLearner(Learner):
         assert clip.video_BTHWC is not None
         masked_BTP = self.tokenizer.sample_mask(batch, length, generator(self.seed, self.stage, index))
         own_BTP = rows.of(masked_BTP)
-        losses = self.tokenizer.losses(clip.video_BTHWC, clip.segment_BT, own_BTP.to(device), self.perceptual)
+        noise = self.tokenizer.sample_noise(batch, length, generator(self.seed, "latent noise", index))
+        if noise is not None:
+            noise = rows.of(noise[0]).to(device), rows.of(noise[1]).to(device)
+        losses = self.tokenizer.losses(clip.video_BTHWC, clip.segment_BT, own_BTP.to(device), self.perceptual, noise)
         if rows.whole:
             return losses
         shares = dict.fromkeys(losses, rows.share)

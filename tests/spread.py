@@ -36,6 +36,7 @@ DYNAMICS = DynamicsTraining(
     steps=20, batch=8, length=3, long_length=6, long_batch=4, long_share=0.4, image_share=0.3, optim=OPTIM
 )
 PACKED = replace(DYNAMICS, packed=True)
+DRAFTS = replace(SHORTCUT, drafts=True)
 MUON = replace(DYNAMICS, optim=replace(OPTIM, muon_lr=2e-3))
 AGENT = AgentTraining(steps=20, batch=8, length=4, optim=OPTIM)
 TOKENIZER = TokenizerTraining(steps=20, batch=4, length=3, optim=OPTIM)
@@ -62,8 +63,8 @@ def agent(world: World, relevant: str = "success", shortcut: ShortcutConfig = SH
     return AgentLearner(model, heads, training, shortcut, world.clips(), world.dataset.success_E, 7)
 
 
-def tokenizer(world: World, masked_loss_only: bool = False, seed: int = 0) -> Learner:
-    model = tiny_tokenizer(seed, masked_loss_only=masked_loss_only).train()
+def tokenizer(world: World, masked_loss_only: bool = False, seed: int = 0, latent_noise: float = 0.0) -> Learner:
+    model = tiny_tokenizer(seed, masked_loss_only=masked_loss_only, latent_noise=latent_noise).train()
     return TokenizerLearner(model, TOKENIZER, world.clips(latents=False), 7)
 
 
@@ -94,12 +95,15 @@ LEARNERS: dict[str, Callable[..., Learner]] = {
     "dynamics, few bootstrapped rows": lambda world, **more: dynamics(world, SOME_ROWS, **more),
     "dynamics of one length": lambda world, **more: dynamics(world, training=replace(DYNAMICS, long_share=0.0), **more),
     "dynamics of packed rows": lambda world, **more: dynamics(world, training=PACKED, **more),
+    "dynamics by drafts": lambda world, **more: dynamics(world, DRAFTS, **more),
     "dynamics by Muon": lambda world, **more: dynamics(world, training=MUON, **more),
     "agent": agent,
     "agent, few bootstrapped rows": lambda world, **more: agent(world, shortcut=SOME_ROWS, **more),
+    "agent by drafts": lambda world, **more: agent(world, shortcut=DRAFTS, **more),
     "agent on all rows": lambda world, **more: agent(world, "all", **more),
     "tokenizer": tokenizer,
     "tokenizer on masked patches": lambda world, **more: tokenizer(world, True, **more),
+    "tokenizer of noisy latents": lambda world, **more: tokenizer(world, latent_noise=0.4, **more),
     "filtered_bc": filtered_bc,
     "scratch_bc": scratch_bc,
     "iql": iql,

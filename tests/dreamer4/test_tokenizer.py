@@ -331,6 +331,29 @@ def test_pixels_that_move_weigh_more():
     assert loss == pytest.approx(expected.item(), rel=1e-5) and loss > error.mean().item()
 
 
+def test_latents_are_decoded_from_a_share_of_noise():
+    """Every frame draws its own share; without the option nothing is drawn."""
+    assert tiny_tokenizer().sample_noise(2, 3, generator("noise")) is None
+    model, video = tiny_tokenizer(latent_noise=0.4), random_video(2, 3)
+    noise, share = model.sample_noise(500, 4, generator("noise"))
+    assert noise.shape == (500, 4, model.config.latents, model.config.channels) and share.shape == (500, 4)
+    assert 0 <= float(share.min()) < 0.01 and 0.39 < float(share.max()) <= 0.4 and 0.18 < float(share.mean()) < 0.22
+    assert abs(float(noise.mean())) < 0.02 and 0.97 < float(noise.std()) < 1.03
+    masked, noise = model.sample_mask(2, 3, generator("mask")), model.sample_noise(2, 3, generator("noise"))
+    with torch.no_grad():
+        patches = model.patches_of(model.normalise(video))
+        latents, share = model.encode_tokens(patches, masked), noise[1][..., None, None]
+        error = (model.decode_tokens((1 - share) * latents + share * noise[0]) - patches).square().mean()
+        loss = model.losses(video, None, masked, noise=noise)["mse"]
+        assert loss.item() == pytest.approx(error.item(), rel=1e-5)
+        assert loss.item() != pytest.approx(model.losses(video, None, masked)["mse"].item(), rel=1e-3)
+
+
+def test_a_share_of_noise_beyond_one_is_refused():
+    with pytest.raises(ConfigError, match=r"latent_noise is a share of 1, got 1\.5"):
+        tiny_tokenizer(latent_noise=1.5)
+
+
 def test_a_negative_weight_of_motion_is_refused():
     with pytest.raises(ConfigError, match=r"motion_weight must not be negative, got -1"):
         TokenizerConfig(motion_weight=-1)

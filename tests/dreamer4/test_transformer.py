@@ -117,6 +117,16 @@ def test_banded_mask_shows_the_last_frames_of_the_own_segment():
     assert banded_mask(segments, 5, 2, torch.device("cpu"))[0].int().tolist() == expected
 
 
+def test_drafts_are_seen_by_themselves_only():
+    """Frames, then their drafts: a draft sees what its frame sees, and itself instead of that frame."""
+    expected = [
+        *([1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0]),
+        *([0, 0, 0, 1, 0, 0], [1, 0, 0, 0, 1, 0], [0, 0, 0, 0, 0, 1]),
+    ]
+    segments = torch.tensor([[0, 0, 1, 0, 0, 1]])
+    assert banded_mask(segments, 6, 2, torch.device("cpu"), drafts=True)[0].int().tolist() == expected
+
+
 # Space
 
 

@@ -9,8 +9,17 @@ from worlds import World
 
 from dreamer4.errors import ConfigError, NonFiniteError
 from dreamer4.rng import generator
-from dreamer4.shortcut import ShortcutConfig, shortcut_error
-from learners.dynamics import DynamicsLearner, DynamicsTraining, cut, noised, separate_images, targets
+from dreamer4.shortcut import Levels, ShortcutConfig, shortcut_error
+from learners.dynamics import (
+    DynamicsLearner,
+    DynamicsTraining,
+    cut,
+    noised,
+    separate_images,
+    shortcut_errors,
+    targets,
+    twice,
+)
 from learners.optim import OptimConfig
 
 TRAINING = DynamicsTraining(
@@ -23,6 +32,7 @@ TRAINING = DynamicsTraining(
     optim=OptimConfig(lr=3e-3, warmup_steps=2),
 )
 SHORTCUT = ShortcutConfig(k_max=8)
+DRAFTS = replace(SHORTCUT, drafts=True)
 
 
 @pytest.fixture
@@ -44,6 +54,77 @@ def test_resuming_is_exact(make, tmp_path, bootstrap_rows):
     shortcut = replace(SHORTCUT, bootstrap_rows=bootstrap_rows)
     assert_resume_is_exact(lambda weights: make(weights, shortcut=shortcut), tmp_path)
     assert_steps_differ(make)
+
+
+def test_training_by_drafts_reduces_the_loss(make):
+    learner = make(0, shortcut=DRAFTS)
+    rows = [learner.step(index)["shortcut"] for index in range(60)]
+    assert sum(rows[-10:]) < 0.8 * sum(rows[:10])
+
+
+def drafted(dynamics, clip, z, levels):
+    """Predictions of a doubled clip."""
+    clip = twice(clip)
+    known = clip.act_in_known_BT
+    return dynamics(
+        *(z, levels.tau_idx, levels.step_idx, clip.act_in_BTA, known, clip.segment_BT, clip.task_BT), drafts=True
+    )
+
+
+def test_a_draft_is_what_a_stream_predicts_of_the_next_frame():
+    """Training by drafts asks for exactly what sampling asks for: each frame after committed ones."""
+    dynamics, clip = tiny_dynamics(), random_clip(3, 6)  # longer than the window of 4
+    z, levels = noised(twice(clip), DRAFTS, generator("noise"))
+    assert bool((levels.tau_idx[:, :6] == DRAFTS.context_idx).all() and (levels.step_idx[:, :6] == DRAFTS.finest).all())
+    assert not torch.equal(levels.tau_idx[:, 6:], levels.tau_idx[:, :6])
+    output, cache = drafted(dynamics, clip, z, levels), dynamics.init_cache(3)
+    for t in range(6):
+        for place, commit in ((6 + t, False), (t, True)):
+            at = slice(place, place + 1)
+            inputs = z[:, at], levels.tau_idx[:, at], levels.step_idx[:, at], clip.act_in_BTA[:, t : t + 1]
+            known, task = clip.act_in_known_BT[:, t : t + 1], clip.task_BT[:, t : t + 1]
+            expected = dynamics(*inputs, known, None, task, cache, commit)
+            torch.testing.assert_close(output.clean_BTSD[:, at], expected.clean_BTSD, atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(output.features_BTM[:, at], expected.features_BTM, atol=1e-5, rtol=1e-4)
+
+
+def test_nothing_sees_a_draft_and_no_draft_its_own_frame():
+    """What changes with a draft is itself; with a frame: it, what follows, and the drafts of what follows."""
+    dynamics, clip = tiny_dynamics(), random_clip(1, 3)
+    z, levels = noised(twice(clip), DRAFTS, generator("noise"))
+    before = drafted(dynamics, clip, z, levels).clean_BTSD
+    for place, reached in ((4, [4]), (1, [1, 2, 5])):
+        after = drafted(dynamics, clip, changed(z, 0, place), levels).clean_BTSD
+        assert [t for t in range(6) if not torch.equal(before[:, t], after[:, t])] == reached
+
+
+def test_errors_of_drafts_are_those_of_the_frames_they_stand_for():
+    """By hand, teacher included; and the features are those of committed frames."""
+    dynamics, clip = tiny_dynamics(), random_clip(4, 4)
+    error, features = shortcut_errors(dynamics, clip, DRAFTS, generator("noise"), agent=True)
+    z, levels = noised(twice(clip), DRAFTS, generator("noise"))
+    assert bool((levels.step_idx[:, 4:] < DRAFTS.finest).any()), "some drafts have a teacher"
+    target = targets(dynamics, twice(clip), z, levels, DRAFTS)
+    assert torch.equal(target[:, :4], clip.latents_BTSD)
+    output = drafted(dynamics, clip, z, levels)
+    late = Levels(levels.tau_idx[:, 4:], levels.step_idx[:, 4:], 8)
+    torch.testing.assert_close(error, shortcut_error(output.clean_BTSD[:, 4:], target[:, 4:], late, True))
+    torch.testing.assert_close(features, output.features_BTM[:, :4])
+    assert shortcut_errors(dynamics, clip, DRAFTS, generator("noise"))[1] is None
+
+
+def test_the_teacher_of_drafts_sees_committed_frames_only():
+    """The drafts' targets are those of one frame after clean-ish ones: another draft's noise is nothing to them."""
+    dynamics, clip = tiny_dynamics(), random_clip(8, 4)
+    z, levels = noised(twice(clip), DRAFTS, generator("noise"))
+    before = targets(dynamics, twice(clip), z, levels, DRAFTS)
+    after = targets(dynamics, twice(clip), changed(z, slice(None), 5), levels, DRAFTS)
+    assert frames_that_differ(before, after) == [5]
+
+
+def test_drafts_need_no_share_of_frames_at_the_level_of_the_context():
+    with pytest.raises(ConfigError, match=r"context_share must be 0, got 0.5"):
+        ShortcutConfig(drafts=True, context_share=0.5)
 
 
 def test_training_reduces_the_loss(make):

@@ -39,12 +39,12 @@ def tokenizer_learner(world: World, **changes) -> TokenizerLearner:
     return TokenizerLearner(tiny_tokenizer(**changes).train(), training, world.clips(latents=False), 7)
 
 
-def agent_learner(world: World) -> AgentLearner:
+def agent_learner(world: World, shortcut: ShortcutConfig = SHORTCUT) -> AgentLearner:
     dynamics = tiny_dynamics(agent_tokens=2).train()
     heads = tiny_heads(dynamics, layers=2, continues=False).train()
     everything = np.ones(len(world.walks), bool)
     training = AgentTraining(steps=10, batch=4, length=5)
-    return AgentLearner(dynamics, heads, training, SHORTCUT, world.clips(), everything, 7)
+    return AgentLearner(dynamics, heads, training, shortcut, world.clips(), everything, 7)
 
 
 def bc_learner(world: World, scratch: bool) -> FilteredBCLearner:
@@ -65,16 +65,18 @@ def iql_learner(world: World) -> IQLLearner:
         dynamics_learner,
         lambda world: dynamics_learner(world, replace(SHORTCUT, bootstrap_rows=0.25)),
         lambda world: dynamics_learner(world, replace(SHORTCUT, bootstrap_rows=0.0)),
+        lambda world: dynamics_learner(world, replace(SHORTCUT, drafts=True)),
         lambda world: dynamics_learner(world, kv_heads=2, action_tokens=2, registers=1),
         tokenizer_learner,
         agent_learner,
+        lambda world: agent_learner(world, replace(SHORTCUT, drafts=True)),
         lambda world: bc_learner(world, scratch=False),
         lambda world: bc_learner(world, scratch=True),
         iql_learner,
     ],
     ids=[
-        *("dynamics", "bootstrapped rows", "no teacher", "other tokens"),
-        *("tokenizer", "agent", "filtered BC", "BC from scratch", "IQL"),
+        *("dynamics", "bootstrapped rows", "no teacher", "drafts", "other tokens"),
+        *("tokenizer", "agent", "agent by drafts", "filtered BC", "BC from scratch", "IQL"),
     ],
 )
 def test_the_estimate_is_what_torch_counts(make: Callable, world: World):
