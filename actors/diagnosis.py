@@ -4,6 +4,7 @@ For grid worlds whose recordings can be replayed. The policy dreams from validat
 are played in the real environment from the same moments, so frames, rewards and ends of both are known step by step.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,18 +24,21 @@ AGENT = "agent"
 SCENERY = ("empty", "wall")
 
 
-def right(guess_HWC: np.ndarray, real_HWC: np.ndarray, among: frozenset[str]) -> tuple[bool, bool, bool]:
-    """Whether a frame shows the agent in its cell and direction, all items where and as they are, and every tile."""
+def right(guess_HWC: np.ndarray, real_HWC: np.ndarray, among: frozenset[str]) -> tuple[bool, bool, bool, bool]:
+    """What a frame shows as it is: agent, cell and direction; items, places and states; kinds of items; every tile.
+
+    The kinds are right where every key, door and goal is still there, wherever and however.
+    """
     guess, real = (_cells(classify(frame, among)) for frame in (guess_HWC, real_HWC))
     poses = [[(cell, tile) for cell, tile in tiles.items() if tile[0].startswith(AGENT)] for tiles in (guess, real)]
     pose = [(cell, tile[1]) for cell, tile in poses[0]] == [(cell, tile[1]) for cell, tile in poses[1]]
-    return pose, _items(guess) == _items(real), guess == real
+    return pose, _items(guess) == _items(real), _kinds(guess) == _kinds(real), guess == real
 
 
-def shares(truths_N3: list[tuple[bool, bool, bool]]) -> dict[str, float]:
+def shares(truths_N4: list[tuple[bool, bool, bool, bool]]) -> dict[str, float]:
     """How often each was right, by name; not a number of nothing."""
-    means = np.mean(truths_N3, axis=0).tolist() if truths_N3 else [float("nan")] * 3
-    return dict(zip(("pose", "items", "frame"), means, strict=True))
+    means = np.mean(truths_N4, axis=0).tolist() if truths_N4 else [float("nan")] * 4
+    return dict(zip(("pose", "items", "kinds", "frame"), means, strict=True))
 
 
 def _cells(tiles: list[list[Tile]]) -> dict[tuple[int, int], Tile]:
@@ -45,6 +49,11 @@ def _items(tiles: dict[tuple[int, int], Tile]) -> set[tuple[tuple[int, int], str
     """What lies where, under the agent too; the carried item lies in its corner."""
     found = {(cell, name.removeprefix(f"{AGENT} on ")) for cell, (name, _) in tiles.items()}
     return {(cell, name) for cell, name in found if name not in (AGENT, *SCENERY)}
+
+
+def _kinds(tiles: dict[tuple[int, int], Tile]) -> Counter[str]:
+    """How many there are of each item, a door being the same whether it is open, closed or locked."""
+    return Counter(name.replace(" open", "").replace(" locked", "") for _, name in _items(tiles))
 
 
 def ranks(values_N: np.ndarray) -> np.ndarray:
@@ -86,7 +95,12 @@ class Diagnosis:
         windows = self.windows.uniform("diagnosis", count, self.horizon)
         self.among = tiles_in(self.dataset.frames.take(np.unique(windows.context_NC)))
         by_policy = {name: self._replayed(policy, windows, steps) for name, policy in self.policies.items()}
-        return {"tokenizer": self._tokenizer(windows), "policies": by_policy, "ranking": self._ranking(by_policy)}
+        return {
+            "tokenizer": self._tokenizer(windows),
+            "recorded": self._recorded(windows, steps),
+            "policies": by_policy,
+            "ranking": self._ranking(by_policy),
+        }
 
     def _tokenizer(self, windows: Continuations) -> dict[str, Any]:
         """What is left of real frames after they went through the tokenizer."""
@@ -99,6 +113,17 @@ class Diagnosis:
         truths = [right(*pair, self.among) for pair in zip(np.concatenate(coded), np.concatenate(real), strict=True)]
         return {"n": len(truths), **shares(truths)}
 
+    def _recorded(self, windows: Continuations, steps: tuple[int, ...]) -> dict[str, dict[str, float]]:
+        """The world model alone: contexts continued by the recorded actions, open loop."""
+        parts = list(self.lens.compare("diagnosis", windows))
+        last, real, known, imagined = (
+            np.concatenate(arrays)
+            for arrays in zip(
+                *((p.last_NHWC, p.real_NTHWC, p.known_NT, to_bytes(p.imagined_NTHWC)) for p in parts), strict=True
+            )
+        )
+        return self._dynamics(imagined, real, known, last, steps)
+
     def _replayed(self, policy: PolicyHead, windows: Continuations, steps: tuple[int, ...]) -> dict[str, Any]:
         """A policy's dreams against the same actions in the real environment."""
         dreams, frames = [], []
@@ -109,21 +134,30 @@ class Diagnosis:
         actions = torch.cat([dream.act_out_BTA for dream in dreams]).cpu().numpy()
         outcome = self.replay.outcome(windows.context_NC[:, -1], actions)
         last = self.dataset.frames.take(windows.context_NC[:, -1])
-        found: dict[str, Any] = {"dynamics": self._dynamics(imagined, outcome, last, steps)}
+        found: dict[str, Any] = {
+            "dynamics": self._dynamics(imagined, outcome.frames_NHHWC, outcome.known_NH, last, steps)
+        }
         found |= self._heads(dreams, outcome)
         shown = slice(SHOWN)
         frames = {"last": last[shown], "real": outcome.frames_NHHWC[shown], "known": outcome.known_NH[shown]}
         return {**found, "frames": {**frames, "imagined": imagined[shown]}}
 
     def _dynamics(
-        self, imagined: np.ndarray, outcome: Outcome, last: np.ndarray, steps: tuple[int, ...]
+        self,
+        imagined_NHHWC: np.ndarray,
+        real_NHHWC: np.ndarray,
+        known_NH: np.ndarray,
+        last_NHWC: np.ndarray,
+        steps: tuple[int, ...],
     ) -> dict[str, dict[str, float]]:
+        """Imagined frames against real ones, and the context's last frame repeated, after each of `steps`."""
         found = {}
         for step in (step for step in steps if step <= self.horizon):
-            known = np.flatnonzero(outcome.known_NH[:, step - 1])
-            real = outcome.frames_NHHWC[known, step - 1]
-            truths = [right(*pair, self.among) for pair in zip(imagined[known, step - 1], real, strict=True)]
-            copies = [right(*pair, self.among) for pair in zip(last[known], real, strict=True)]
+            known = np.flatnonzero(known_NH[:, step - 1])
+            real = real_NHHWC[known, step - 1]
+            imagined, last = imagined_NHHWC[known, step - 1], last_NHWC[known]
+            truths = [right(*pair, self.among) for pair in zip(imagined, real, strict=True)]
+            copies = [right(*pair, self.among) for pair in zip(last, real, strict=True)]
             found[str(step)] = {
                 "n": len(known),
                 **shares(truths),

@@ -80,12 +80,19 @@ def test_recordings_of_another_seed_are_refused(recorded):
 def test_what_a_frame_gets_right_is_told_apart(recorded):
     episode = recorded.episode(0)
     among, frame = tiles_in(episode.frames_THWC), episode.frames_THWC[0]
-    assert right(frame, frame, among) == (True, True, True)
+    assert right(frame, frame, among) == (True, True, True, True)
     turned = Replay(recorded, NAME, 3).outcome(moments(recorded, 0)[:1], np.full((1, 1, 1), RIGHT)).frames_NHHWC[0, 0]
-    assert right(turned, frame, among) == (False, True, False)
+    assert right(turned, frame, among) == (False, True, True, False)
     lost = frame.copy()
     lost[24:32, 24:32] = frame[8:16, 24:32]  # floor instead of the goal
-    assert right(lost, frame, among) == (True, False, False)
+    assert right(lost, frame, among) == (True, False, False, False)
+
+
+def test_a_door_that_is_open_is_still_a_door_and_a_key_that_is_carried_is_still_a_key(recorded):
+    """Items are as they are, kinds of items wherever and however."""
+    episode = recorded.episode(0)
+    among, first, last = tiles_in(episode.frames_THWC), episode.frames_THWC[0], episode.frames_THWC[-1]
+    assert right(last, first, among) == (False, False, True, False)
 
 
 def test_ranks_of_equal_values_are_shared_and_correlation_is_of_ranks():

@@ -9,7 +9,8 @@ import pytest
 from cluster.reports.diagnosis import DEMANDS, _numbers, _page, verdict
 
 NAN = float("nan")
-STEP = {"n": 40, "pose": 0.99, "items": 0.99, "frame": 0.98, "copy_pose": 0.1, "copy_items": 0.9, "copy_frame": 0.1}
+SHARES = {"pose": 0.99, "items": 0.99, "kinds": 0.99, "frame": 0.98}
+STEP = {"n": 40, **SHARES, **{f"copy_{name}": 0.1 for name in SHARES}}
 FRAMES = {name: np.zeros((2, 3, 16, 16, 3), np.uint8) for name in ("real", "imagined")}
 POLICY: dict[str, Any] = {
     "dynamics": {step: {**STEP} for step in ("1", "4", "16")},
@@ -24,7 +25,8 @@ POLICY: dict[str, Any] = {
     "frames": {**FRAMES, "last": FRAMES["real"][:, 0], "known": np.ones((2, 3), bool)},
 }
 FOUND = {
-    "tokenizer": {"n": 40, "pose": 1.0, "items": 1.0, "frame": 1.0},
+    "tokenizer": {"n": 40, "pose": 1.0, "items": 1.0, "kinds": 1.0, "frame": 1.0},
+    "recorded": {step: {**STEP} for step in ("1", "4", "16")},
     "policies": {"bc": POLICY, "pmpo": POLICY},
     "ranking": {"policies": 2, "same_moments": 1.0, "whole_episodes": NAN},
 }
@@ -33,7 +35,7 @@ FOUND = {
 def spoilt(*places: tuple[str, ...]) -> dict[str, Any]:
     found = deepcopy(FOUND)
     for place in places:
-        part: Any = found if place[0] == "tokenizer" else found["policies"]["pmpo"]
+        part: Any = found if place[0] in found else found["policies"]["pmpo"]
         for key in place[:-1]:
             part = part[key]
         part[place[-1]] = 0.5
