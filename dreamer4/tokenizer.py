@@ -7,9 +7,10 @@ reads learned patch queries and the latents. Both are causal in time, so that fr
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dreamer4.attention import axial_angles
+from dreamer4.attention import EPSILON, axial_angles
 from dreamer4.cache import TimeCache
 from dreamer4.decode import Sight
 from dreamer4.errors import ConfigError, DataError
@@ -49,6 +50,7 @@ class TokenizerConfig:
     standardize: bool = False  # [G] inputs and errors in units of each pixel's spread over the dataset
     masked_loss_only: bool = False  # [G] the paper's wording is full-frame
     motion_weight: float = 0.0  # [G] extra weight of pixels that differ between neighbouring frames of a clip
+    latent_rms: float | None = None  # [G] root mean square of a latent's numbers before tanh, which stays steep so
     latent_noise: float = 0.0  # [G] in training, the largest share of noise in latents when they are decoded
 
     def __post_init__(self) -> None:
@@ -65,6 +67,8 @@ class TokenizerConfig:
             raise ConfigError(f"mask_max must be in [0, 1), got {self.mask_max}")
         if self.motion_weight < 0:
             raise ConfigError(f"motion_weight must not be negative, got {self.motion_weight}")
+        if self.latent_rms is not None and self.latent_rms <= 0:
+            raise ConfigError(f"latent_rms must be greater than 0, got {self.latent_rms}")
         if not 0 <= self.latent_noise <= 1:
             raise ConfigError(f"latent_noise is a share of 1, got {self.latent_noise}")
 
@@ -219,7 +223,10 @@ class Tokenizer(nn.Module):
         else:
             sight: Sight = [(patch, patch), (latent, every)]  # as `encoder_mask`
             x = self.encoder(x, self.angles_SK, None, segment_BT, cache.time, True, sight, latent)
-        return torch.tanh(self.bottleneck(x))
+        x = self.bottleneck(x)
+        if self.config.latent_rms is not None:
+            x = self.config.latent_rms * F.rms_norm(x, x.shape[-1:], eps=EPSILON)
+        return torch.tanh(x)
 
     def decode_tokens(
         self, latents: Tensor, segment_BT: Tensor | None = None, cache: TokenizerCache | None = None

@@ -349,6 +349,24 @@ def test_latents_are_decoded_from_a_share_of_noise():
         assert loss.item() != pytest.approx(model.losses(video, None, masked)["mse"].item(), rel=1e-3)
 
 
+def test_latents_of_a_given_size_before_tanh_do_not_saturate():
+    """However large the bottleneck's weights are; the control has no given size, and sits at the ends of tanh."""
+    for latent_rms, saturated in ((0.5, False), (None, True)):
+        model = tiny_tokenizer(latent_rms=latent_rms)
+        model.bottleneck.weight.data.mul_(1000)
+        with torch.no_grad():
+            z = model.encode(random_video(2, 3))
+        before = torch.atanh(z.double().clamp(-1 + 1e-9, 1 - 1e-9)).unflatten(-1, (-1, model.config.channels))
+        size = before.square().mean(-1).sqrt()
+        assert bool((z.abs().amax() > 0.999).item()) == saturated
+        assert torch.allclose(size, torch.full_like(size, 0.5), atol=1e-3) != saturated
+
+
+def test_a_size_of_latents_is_positive():
+    with pytest.raises(ConfigError, match=r"latent_rms must be greater than 0, got 0"):
+        tiny_tokenizer(latent_rms=0.0)
+
+
 def test_a_share_of_noise_beyond_one_is_refused():
     with pytest.raises(ConfigError, match=r"latent_noise is a share of 1, got 1\.5"):
         tiny_tokenizer(latent_noise=1.5)
