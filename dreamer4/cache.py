@@ -34,7 +34,7 @@ class TimeCache:
     broken: int = 0  # commits until all rows see all filled places again
     static: bool = False  # the same shapes in every pass, and nothing that the host has to know
     turns: list[Turn] = field(default_factory=list)  # of the next frame, per time layer
-    kernels: tuple[Callable[..., Any], Callable[..., Any]] | None = None  # of space and time layers, if compiled
+    layers: Callable[..., Any] | None = None  # `dreamer4.decode.through_all`, if it is compiled
 
     def __post_init__(self) -> None:
         self.turns = self.turns or self.time_turns(1)

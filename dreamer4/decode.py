@@ -5,8 +5,8 @@ the cache, slots whose outputs nobody reads are left out, and slots that see les
 instead of with a mask. Inference only.
 """
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -114,6 +114,38 @@ def needed(time_layers: Sequence[bool], wanted: slice, slots: int, commit: bool)
     return outputs[::-1]
 
 
+def through_all(
+    transformer: "Transformer",
+    x_BTSM: Tensor,
+    space_turns: Sequence[Turn],
+    time_turns: Sequence[Turn],
+    mask: Tensor | None,
+    memories: Sequence[Tensor],
+    sight: Sight,
+    seen: slice,
+    outputs: Sequence[slice],
+    space: Callable[..., Any] = through_space,
+    time: Callable[..., Any] = through_time,
+) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    """All layers: the outputs of the last one, normalised, and what every time layer may remember.
+
+    Args:
+        outputs: of `needed`.
+        space, time: the two kinds of layers, or the same, compiled; the other arguments are theirs.
+    """
+    batch, length, slots = x_BTSM.shape[:3]
+    here, new, turns = slice(0, slots), [], iter(space_turns)
+    layers = cast("list[Layer]", list(transformer.layers))
+    for layer, is_time, out in zip(layers, transformer.is_time, outputs, strict=True):
+        if is_time:
+            x_BTSM, k, v = time(layer, x_BTSM, time_turns[len(new)], mask, memories[len(new)], seen, here, out)
+            new.append((k, v))
+        else:
+            x_BTSM = space(layer, x_BTSM.flatten(0, 1), next(turns), sight, out).unflatten(0, (batch, length))
+        here = out
+    return normalised(transformer.norm, x_BTSM), new
+
+
 @torch.no_grad()
 def follow(
     transformer: "Transformer",
@@ -132,25 +164,17 @@ def follow(
         segment_BT: segment 0 continues what the cache holds, others see their own frames only.
         commit: whether the frames are remembered.
     """
-    batch, length, slots = x_BTSM.shape[:3]
+    length, slots = x_BTSM.shape[1:3]
     one = length == 1 and segment_BT is None
     turns = cache.turns if one else cache.time_turns(length)
     mask = cache.mask() if one else cache.long_mask(segment_BT, length)
     seen = cache.seen() if one else slice(1, cache.seen().stop)
-    space, time = (cache.kernels if one else None) or (through_space, through_time)
-    here, index, space_turns = slice(0, slots), 0, iter(cache.space_turns)
-    layers = cast("list[Layer]", list(transformer.layers))
+    layers = (cache.layers if one else None) or through_all
+    space_turns = [turn[:slots] for turn in cache.space_turns]
     outputs = needed(transformer.is_time, wanted, slots, commit)
-    for layer, is_time, out in zip(layers, transformer.is_time, outputs, strict=True):
-        if is_time:
-            x_BTSM, k, v = time(layer, x_BTSM, turns[index], mask, cache.memory[index], seen, here, out)
-            if commit:
-                cache.write(index, k, v)
-            index += 1
-        else:
-            x_XSM = space(layer, x_BTSM.flatten(0, 1), next(space_turns)[:slots], sight, out)
-            x_BTSM = x_XSM.unflatten(0, (batch, length))
-        here = out
+    x_BTSM, new = layers(transformer, x_BTSM, space_turns, turns, mask, cache.memory, sight, seen, outputs)
     if commit:
+        for index, (k, v) in enumerate(new):
+            cache.write(index, k, v)
         cache.advance(segment_BT, length)
-    return normalised(transformer.norm, x_BTSM)
+    return x_BTSM

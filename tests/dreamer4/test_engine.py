@@ -5,8 +5,9 @@ import torch
 from factories import random_clip, tiny_dynamics, tiny_heads
 from torch import Tensor
 
+import dreamer4.engine
 from dreamer4.dynamics import Dynamics
-from dreamer4.engine import Engine, accelerate
+from dreamer4.engine import Engine, accelerate, compiled_layers
 from dreamer4.errors import ConfigError
 from dreamer4.imagination import ImaginationConfig, WorldStream, imagine, noise_like
 from dreamer4.rng import generator
@@ -30,7 +31,9 @@ def frames(dynamics: Dynamics, engine: Engine, device: str = "cpu") -> Tensor:
 
 
 @pytest.mark.slow
-def test_compiled_frames_are_those_of_the_plain_stream():
+@pytest.mark.parametrize("one_by_one", [False, True], ids=["in one piece", "layer by layer"])
+def test_compiled_frames_are_those_of_the_plain_stream(monkeypatch, one_by_one):
+    monkeypatch.setattr(dreamer4.engine, "compiled_layers", lambda _: compiled_layers(one_by_one))
     dynamics = tiny_dynamics()
     assert torch.allclose(frames(dynamics, "compiled"), frames(dynamics, "eager"), atol=1e-5)
 
