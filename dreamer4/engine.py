@@ -21,9 +21,8 @@ from dreamer4.imagination import WorldStream
 
 Engine = Literal["eager", "compiled", "graphed"]
 WARM_UP = 3  # frames before a recording, as CUDA graphs ask for
-MOST_VERSIONS = (
-    64  # compiled ones, for as many sizes of streams and kinds of passes; torch's 8 would end in plain Python
-)
+# Compiled versions, for as many sizes of streams and kinds of passes. Torch's limit of 8 would end in plain Python.
+MOST_VERSIONS = 64
 
 
 def say_nothing(text: str) -> None:

@@ -26,7 +26,7 @@ class ShortcutConfig:
     ramp: bool = True  # loss weight 0.9 tau + 0.1; otherwise 1
     context_share: float = 0.0  # [G] share of frames trained at the context's level instead of a random one
     pure_noise: float = 0.0  # [G] share of the other frames that start from tau = 0
-    drafts: bool = False  # [G] every frame is predicted beside committed ones, instead of among such random levels
+    drafts: bool = False  # [G] every frame comes twice: committed at the context's level, and as a draft to predict
     bootstrap_rows: float | None = None  # [G] share of rows with d > 1 / k_max; None samples d per frame
 
     def __post_init__(self) -> None:
