@@ -21,6 +21,7 @@ from dreamer4.imagination import WorldStream
 
 Engine = Literal["eager", "compiled", "graphed"]
 WARM_UP = 3  # frames before a recording, as CUDA graphs ask for
+FEW = 8  # streams of a CPU's pass that is compiled in one piece; with more of them products are what takes the time
 # Compiled versions, for as many sizes of streams and kinds of passes. Torch's limit of 8 would end in plain Python.
 MOST_VERSIONS = 64
 
@@ -44,8 +45,9 @@ def accelerate(stream: WorldStream, engine: Engine, say: Callable[[str], None] =
     device = stream.cache.position_B.device
     if engine == "graphed" and device.type != "cuda":
         raise ConfigError(f"imagination can be recorded as a graph on a GPU only, this is a {device.type}: compile it")
-    stream.cache.static, stream.cache.layers = True, compiled_layers(device.type == "cuda")
     inputs = frame_inputs(stream)
+    many = device.type == "cuda" or inputs[0].shape[0] > FEW
+    stream.cache.static, stream.cache.layers = True, compiled_layers(one_by_one=many)
     begin = time.monotonic()
     say(f"compiling the layers for {inputs[0].shape[0]} streams")
     with dynamo.patch(recompile_limit=MOST_VERSIONS):
@@ -64,7 +66,7 @@ def compiled_layers(one_by_one: bool) -> Callable[..., Any]:
     """`dreamer4.decode.through_all`, compiled when it is first called.
 
     In one piece there is no Python between the layers, which is a fifth of the time where products are small. One by
-    one, layers of equal sizes are compiled once for all: for large models, which a GPU waits for anyway.
+    one, layers of equal sizes are compiled once for all: where what is computed takes the time, it was faster.
     """
     if not one_by_one:
         return torch.compile(through_all, dynamic=False)

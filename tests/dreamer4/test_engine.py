@@ -33,7 +33,7 @@ def frames(dynamics: Dynamics, engine: Engine, device: str = "cpu") -> Tensor:
 @pytest.mark.slow
 @pytest.mark.parametrize("one_by_one", [False, True], ids=["in one piece", "layer by layer"])
 def test_compiled_frames_are_those_of_the_plain_stream(monkeypatch, one_by_one):
-    monkeypatch.setattr(dreamer4.engine, "compiled_layers", lambda _: compiled_layers(one_by_one))
+    monkeypatch.setattr(dreamer4.engine, "compiled_layers", lambda **_: compiled_layers(one_by_one))
     dynamics = tiny_dynamics()
     assert torch.allclose(frames(dynamics, "compiled"), frames(dynamics, "eager"), atol=1e-5)
 
