@@ -116,12 +116,10 @@ class Diagnosis:
     def _recorded(self, windows: Continuations, steps: tuple[int, ...]) -> dict[str, dict[str, float]]:
         """The world model alone: contexts continued by the recorded actions, open loop."""
         parts = list(self.lens.compare("diagnosis", windows))
-        last, real, known, imagined = (
-            np.concatenate(arrays)
-            for arrays in zip(
-                *((p.last_NHWC, p.real_NTHWC, p.known_NT, to_bytes(p.imagined_NTHWC)) for p in parts), strict=True
-            )
-        )
+        imagined = np.concatenate([to_bytes(part.imagined_NTHWC) for part in parts])
+        real = np.concatenate([part.real_NTHWC for part in parts])
+        known = np.concatenate([part.known_NT for part in parts])
+        last = np.concatenate([part.last_NHWC for part in parts])
         return self._dynamics(imagined, real, known, last, steps)
 
     def _replayed(self, policy: PolicyHead, windows: Continuations, steps: tuple[int, ...]) -> dict[str, Any]:

@@ -39,6 +39,11 @@ def _sizes(config: RunConfig) -> Iterator[str]:
         yield f"imagination.sampling_steps must be a power of two up to dynamics.k_max ({dynamics.k_max}), got {steps}"
     if imagination.context > dynamics.window:
         yield f"imagination.context ({imagination.context}) must fit into dynamics.window ({dynamics.window})"
+    if config.shortcut.drafts and config.agent_training.context_share:
+        yield (
+            f"agent_training.context_share ({config.agent_training.context_share}) must be 0 with "
+            "shortcut.drafts, where all frames are at the context's level once"
+        )
     long_length = config.dynamics_training.long_length
     if long_length <= dynamics.window:
         yield (

@@ -12,6 +12,7 @@ Timing contract (paper, sections 3.2 and 3.3; one convention for the whole code 
   `continue[t] == 0` if and only if frame t is terminal.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Self
 
@@ -21,25 +22,20 @@ from torch import Tensor
 
 
 class _Record:
-    """Moves every tensor of a frozen dataclass at once."""
+    """Changes every tensor of a frozen dataclass at once."""
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """The same with every tensor changed; what is no tensor stays."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        changed = {name: change(value) for name, value in values.items() if isinstance(value, Tensor)}
+        return replace(self, **changed)  # type: ignore[type-var]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
-        return replace(
-            self,  # type: ignore[type-var]
-            **{
-                name: value.to(device, non_blocking=non_blocking) if isinstance(value, Tensor) else value
-                for name, value in moved.items()
-            },
-        )
+        return self.map(lambda x: x.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Self:
         """A copy in memory from which a GPU can read at any time."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
-        return replace(
-            self,  # type: ignore[type-var]
-            **{name: value.pin_memory() if isinstance(value, Tensor) else value for name, value in moved.items()},
-        )
+        return self.map(Tensor.pin_memory)
 
 
 @dataclass(frozen=True)

@@ -70,10 +70,7 @@ def cut(clip: Clip, length: int, long_share: float, noise: torch.Generator, rows
     Args:
         rows: as in `separate_images`.
     """
-    rows = rows or Rows(clip.batch)
-    whole_B1 = (rows.of(torch.rand((rows.batch, 1), generator=noise, device=noise.device)) < long_share).to(
-        clip.segment_BT.device
-    )
+    whole_B1 = _some_rows(clip, long_share, noise, rows)
     number_T = torch.arange(clip.length, device=clip.segment_BT.device) // length
     return replace(clip, segment_BT=clip.segment_BT + torch.where(whole_B1, 0, number_T))
 
@@ -84,15 +81,20 @@ def separate_images(clip: Clip, share: float, noise: torch.Generator, rows: Rows
     Args:
         rows: which rows of the batch the clip has, as in the functions below; None = all.
     """
-    rows = rows or Rows(clip.batch)
-    draw_B1 = rows.of(torch.rand((rows.batch, 1), generator=noise, device=noise.device))
-    image_B1 = (draw_B1 < share).to(clip.segment_BT.device)
+    image_B1 = _some_rows(clip, share, noise, rows)
     own_T = torch.arange(clip.length, device=clip.segment_BT.device)
     return replace(
         clip,
         segment_BT=torch.where(image_B1, own_T, clip.segment_BT),
         act_in_known_BT=clip.act_in_known_BT & ~image_B1,
     )
+
+
+def _some_rows(clip: Clip, share: float, noise: torch.Generator, rows: Rows | None) -> Tensor:
+    """Bool `[B, 1]`: each row with this probability."""
+    rows = rows or Rows(clip.batch)
+    draw_B1 = rows.of(torch.rand((rows.batch, 1), generator=noise, device=noise.device))
+    return (draw_B1 < share).to(clip.segment_BT.device)
 
 
 def noised(
@@ -109,8 +111,7 @@ def noised(
 
 def twice(clip: Clip) -> Clip:
     """All frames of a clip, and then all of them again: as frames and as drafts."""
-    fields = {name: value for name, value in vars(clip).items() if value is not None}
-    return replace(clip, **{name: torch.cat([value, value], dim=1) for name, value in fields.items()})
+    return clip.map(lambda x: torch.cat([x, x], dim=1))
 
 
 def targets(

@@ -27,7 +27,9 @@ DEMANDS = (
     ("the world model moves the agent right one step ahead", ("recorded", "1", "pose"), 0.95),
     ("the world model moves the agent right sixteen steps ahead", ("recorded", "16", "pose"), 0.8),
     ("items persist for sixteen steps", ("recorded", "16", "kinds"), 0.95),
-    ("and after sixteen actions of the policy the agent is right", ("dynamics", "16", "pose"), 0.8),
+    ("the world model moves the agent right after one action of the policy", ("dynamics", "1", "pose"), 0.95),
+    ("the world model moves the agent right after sixteen actions of the policy", ("dynamics", "16", "pose"), 0.8),
+    ("items are as they should after sixteen actions of the policy", ("dynamics", "16", "items"), 0.95),
     ("imagined returns follow the real ones from the same moments (correlation)", ("returns", "correlation"), 0.8),
 )
 SHOWN_SHARES = (("agent", "pose"), ("items", "items"), ("kinds of items", "kinds"))

@@ -35,6 +35,10 @@ ENV = EnvSpec("made up", (40, 40, 3), ActionSpace.discrete(5), ("one", "two"))
         (["agent_training.steps=0"], ["agent_training.steps", "at least 1"]),
         (["data.validation=0"], ["data.validation", "0.0"]),
         (["data.demonstrator.careful_share=1.5"], ["data.demonstrator.careful_share", "1.5"]),
+        (
+            ["shortcut.drafts=true", "shortcut.context_share=0"],
+            ["agent_training.context_share (0.75)", "shortcut.drafts"],
+        ),
         (["shortcut.pure_noise=-0.1"], ["shortcut.pure_noise", "-0.1"]),
     ],
 )

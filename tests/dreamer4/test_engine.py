@@ -6,8 +6,9 @@ from factories import random_clip, tiny_dynamics, tiny_heads
 from torch import Tensor
 
 import dreamer4.engine
+from dreamer4.decode import through_all
 from dreamer4.dynamics import Dynamics
-from dreamer4.engine import Engine, accelerate, compiled_layers
+from dreamer4.engine import FEW, Engine, accelerate, compiled_layers
 from dreamer4.errors import ConfigError
 from dreamer4.imagination import ImaginationConfig, WorldStream, imagine, noise_like
 from dreamer4.rng import generator
@@ -36,6 +37,14 @@ def test_compiled_frames_are_those_of_the_plain_stream(monkeypatch, one_by_one):
     monkeypatch.setattr(dreamer4.engine, "compiled_layers", lambda **_: compiled_layers(one_by_one))
     dynamics = tiny_dynamics()
     assert torch.allclose(frames(dynamics, "compiled"), frames(dynamics, "eager"), atol=1e-5)
+
+
+@pytest.mark.parametrize(("streams", "one_by_one"), [(FEW, False), (FEW + 1, True)])
+def test_few_streams_are_compiled_in_one_piece(monkeypatch, streams, one_by_one):
+    asked = []
+    monkeypatch.setattr(dreamer4.engine, "compiled_layers", lambda **how: asked.append(how) or through_all)
+    accelerate(WorldStream(tiny_dynamics(), SHORTCUT, SAMPLING, streams, None), "compiled")
+    assert asked == [{"one_by_one": one_by_one}]
 
 
 @GPU

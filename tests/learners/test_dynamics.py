@@ -208,8 +208,7 @@ def test_long_rows_of_packed_batches_have_their_share_and_the_end_is_long():
 def test_a_cut_row_is_the_same_as_its_clips_side_by_side():
     """Bit by bit what short batches give, but for the order of sums; the control is the row in one piece."""
     dynamics, row = tiny_dynamics(), random_clip(2, 6)
-    fields = {name: value for name, value in vars(row).items() if value is not None}
-    short = replace(row, **{name: value.unflatten(1, (2, 3)).flatten(0, 1) for name, value in fields.items()})
+    short = row.map(lambda x: x.unflatten(1, (2, 3)).flatten(0, 1))
     expected = output(dynamics, short).clean_BTSD.unflatten(0, (2, 2)).flatten(1, 2)
     torch.testing.assert_close(output(dynamics, cut(row, 3, 0.0, generator("rows"))).clean_BTSD, expected)
     assert not torch.allclose(output(dynamics, cut(row, 3, 1.0, generator("rows"))).clean_BTSD, expected)
