@@ -120,8 +120,16 @@ class RunConfig:
     def judged(self) -> tuple[str, ...]:
         """Policies that are played, in the order of tables: none without an environment, and nobody knows who made the
         recordings of others."""
+        if not playable(self.env):
+            return ()
         baselines = ("random", "demonstrator") if self.data.source is None else ("random",)
-        return (*baselines, "bc", *self.controls, "pmpo") if playable(self.env) else ()
+        further = self.iql_policies[1:] if "iql" in self.controls else ()
+        return (*baselines, "bc", *self.controls, *further, "pmpo")
+
+    @property
+    def iql_policies(self) -> tuple[str, ...]:
+        """One for every temperature: `iql`, and `iql@0.003` and the like for those of `iql_training.also`."""
+        return tuple(f"iql{name}" for name in self.iql_training.temperatures)
 
     def __post_init__(self) -> None:
         """Raises `ConfigError` on combinations that can't work; each section has checked itself."""

@@ -24,7 +24,7 @@ POLICIES = (
     "scratch_bc",
     "scratch_bc_success",
     "scratch_bc_return",
-    "iql",
+    "iql",  # `iql@0.003`: with that temperature of iql_training.also
     "horizon_1",
     "shuffled",
     "random",
@@ -102,7 +102,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_run(verb)
 
     verb = add("evaluate", evaluate, "play a policy in the real environment")
-    verb.add_argument("--policy", choices=POLICIES, default="pmpo")
+    verb.add_argument("--policy", type=policy, default="pmpo", metavar="NAME", help=", ".join(POLICIES))
     verb.add_argument("--episodes", type=int, metavar="N", help="by default evaluation.episodes")
     verb.add_argument("--json", type=Path, metavar="FILE", help="write the result there as well")
     add_run(verb)
@@ -127,6 +127,13 @@ def add_preset(verb: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGrou
     group = verb.add_mutually_exclusive_group()
     group.add_argument("--preset", metavar="NAME", help="where settings start from, by default the run's own")
     return group
+
+
+def policy(name: str) -> str:
+    """A name that some run may have a policy of; `iql@0.003` and the like are those of further temperatures."""
+    if name not in POLICIES and not name.startswith("iql@"):
+        raise argparse.ArgumentTypeError(f"invalid choice: '{name}' (choose from {', '.join(POLICIES)})")
+    return name
 
 
 def read_settings(rest: Sequence[str]) -> list[str]:

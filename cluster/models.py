@@ -17,7 +17,7 @@ from dreamer4.data.latents import LatentDataset
 from dreamer4.data.loader import Batches
 from dreamer4.data.mixing import Half, MixedClips
 from dreamer4.dynamics import Dynamics
-from dreamer4.errors import RunError
+from dreamer4.errors import ConfigError, RunError
 from dreamer4.heads import PolicyHead, ScalarHead
 from dreamer4.rng import seed_of
 from dreamer4.tokenizer import Tokenizer
@@ -156,18 +156,25 @@ def load_agent_share(run: Run, mesh: DeviceMesh) -> AgentModel:
 
 
 def load_policy(run: Run, name: str) -> PolicyHead:
-    """A trained policy head: `bc`, `pmpo`, or one of the controls.
+    """A trained policy head: `bc`, `pmpo`, or one of the controls, of which IQL may have several (`iql@0.003`).
 
     Raises:
         CheckpointError: it has not been trained in this run.
+        ConfigError: IQL has no policy of that temperature.
     """
-    policy = new_heads(run).policy
+    policy, stage, prefix = new_heads(run).policy, name, "policy."
     if name == "bc":
-        weights = run.checkpoints("agent").load().weights
-        prefix = "heads.policy."
-    else:
-        weights = run.checkpoints("policy" if name == "pmpo" else name).load().weights
-        prefix = "" if name in IMITATIONS and not IMITATIONS[name].scratch else "policy."
+        stage, prefix = "agent", "heads.policy."
+    elif name == "pmpo":
+        stage = "policy"
+    elif name in IMITATIONS and not IMITATIONS[name].scratch:
+        prefix = ""
+    elif name.startswith("iql"):
+        names = run.config.iql_policies
+        if name not in names:
+            raise ConfigError(f"IQL has no policy '{name}' in '{run.path}', but {', '.join(names)}")
+        stage, prefix = "iql", f"policies.{names.index(name)}."
+    weights = run.checkpoints(stage).load().weights
     chosen = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
     load_weights(policy, chosen, name)
     return policy.to(choose_device(run))

@@ -134,7 +134,7 @@ def doorkey() -> RunConfig:
         policy=replace(full.policy, steps=400),
         controls=CONTROLS,
         scratch_bc_training=replace(full.agent_training, steps=1000, optim=cosine(1e-3)),
-        iql_training=IQLTraining(steps=2000, temperature=0.01, hidden=128),
+        iql_training=IQLTraining(steps=2000, temperature=0.01, also=(0.003, 0.03), hidden=128),
         evaluation=EvaluationConfig(episodes=500),
     )
 

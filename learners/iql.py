@@ -36,6 +36,7 @@ class IQLTraining:
     length: int = 8
     expectile: float = 0.9  # of the action values: 1/2 is their mean, 1 the best that was recorded
     temperature: float = 0.1  # in units of the return: actions weigh exp(advantage / temperature)
+    also: tuple[float, ...] = ()  # further temperatures, each with a policy of its own; the values don't depend on them
     target_rate: float = 0.01  # at which the target of the bootstrap follows
     hidden: int = 256
     layers: int = 2
@@ -43,14 +44,25 @@ class IQLTraining:
     save_every: int = 250
 
     def __post_init__(self) -> None:
-        if not 0.5 <= self.expectile < 1 or self.temperature <= 0:
+        temperatures = (self.temperature, *self.also)
+        if not 0.5 <= self.expectile < 1 or min(temperatures) <= 0 or len(set(temperatures)) < len(temperatures):
             raise ConfigError(
-                f"iql_training.expectile ({self.expectile}) is in [0.5, 1), temperature ({self.temperature}) above 0"
+                f"iql_training.expectile ({self.expectile}) is in [0.5, 1), temperature ({self.temperature}) and also "
+                f"({self.also}) are above 0, each another"
             )
+
+    @property
+    def temperatures(self) -> dict[str, float]:
+        """By what the policy's name ends in: nothing for the first, `@0.003` and the like."""
+        return {"": self.temperature, **{f"@{temperature:g}": temperature for temperature in self.also}}
 
 
 class IQLModel(nn.Module):
-    """Two action values and their targets, a state value, and the policy. Raises `ConfigError` without one choice."""
+    """Two action values and their targets, a state value, and a policy for every temperature.
+
+    Raises:
+        ConfigError: the policy's action space is not one discrete choice.
+    """
 
     def __init__(self, policy: PolicyHead, width: int, training: IQLTraining):
         super().__init__()
@@ -58,7 +70,8 @@ class IQLModel(nn.Module):
         if len(parts) != 1 or parts[0].kind != "categorical":
             raise ConfigError("iql needs an action space of one discrete choice: leave 'iql' out of controls")
         sizes = (width, training.hidden, training.layers)
-        self.policy, self.value = policy, Mlp(*sizes, 1)
+        self.policies, self.value = nn.ModuleList([policy]), Mlp(*sizes, 1)
+        self.policies.extend(copy.deepcopy(policy) for _ in training.also)
         self.q = nn.ModuleList(Mlp(*sizes, parts[0].size) for _ in range(2))
         self.target = copy.deepcopy(self.q).requires_grad_(False)
 
@@ -72,12 +85,14 @@ class IQLModel(nn.Module):
             bootstrap = reward + discount * goes_on * self.value(features_BTM[:, 1:])[..., 0]
         above = best - self.value(now)[..., 0]
         tilt = torch.where(above > 0, training.expectile, 1 - training.expectile)
-        weight = (above.detach() / training.temperature).exp().clamp(max=MOST)
         errors = [(q(now).gather(-1, index)[..., 0] - bootstrap).square() for q in self.q]
         return {
             "value": masked_mean(tilt * above.square(), mask),
             "q": masked_mean(torch.stack(errors).sum(0), mask),
-            "policy": masked_mean(-weight * self.policy(now).at(0).log_prob(action), mask),
+            **{
+                f"policy{name}": masked_mean(-weigh(above, temperature) * policy(now).at(0).log_prob(action), mask)
+                for policy, (name, temperature) in zip(self.policies, training.temperatures.items(), strict=True)
+            },
         }
 
     @torch.no_grad()
@@ -86,6 +101,11 @@ class IQLModel(nn.Module):
             getattr(mlp, "reshard", lambda: None)()
         for ours, theirs in zip(self.target.parameters(), self.q.parameters(), strict=True):
             ours.mul_(1 - rate).add_(theirs, alpha=rate)
+
+
+def weigh(advantage: Tensor, temperature: float) -> Tensor:
+    """How much the action counts that was recorded."""
+    return (advantage.detach() / temperature).exp().clamp(max=MOST)
 
 
 def transitions(clip: Clip) -> Tensor:
@@ -110,7 +130,12 @@ class IQLLearner(Learner):
         seed: int,
     ):
         dynamics.requires_grad_(False)
-        super().__init__(model, RmsNormaliser(["value", "q", "policy"]), training.optim, training.steps)
+        super().__init__(
+            model,
+            RmsNormaliser(["value", "q", *(f"policy{name}" for name in training.temperatures)]),
+            training.optim,
+            training.steps,
+        )
         self.dynamics, self.model, self.training, self.discount = dynamics, model, training, discount
         self.shortcut, self.clips, self.seed = shortcut, clips, seed
 
@@ -129,11 +154,13 @@ class IQLLearner(Learner):
 
     def estimate_flops(self, index: int) -> int:
         batch, length = self.training.batch, self.training.length
-        value, choices = self.model.value, self.model.policy.space.parts[0].size
-        sizes = [*value.sizes[:-1], choices], value.sizes, self.model.policy.mlp.sizes
+        value, policy, policies = self.model.value, self.model.policies[0], len(self.model.policies)
+        sizes = [*value.sizes[:-1], policy.space.parts[0].size], value.sizes, policy.mlp.sizes
         of_q, of_value, of_policy = (flops.mlp(batch * (length - 1), one, first=True) for one in sizes)
         features = flops.dynamics(self.dynamics.config, batch, length, agent=True).forward
-        return features + 2 * (of_q.total + of_q.forward) + of_value.total + of_value.forward + of_policy.total
+        return (
+            features + 2 * (of_q.total + of_q.forward) + of_value.total + of_value.forward + policies * of_policy.total
+        )
 
     def step(self, index: int) -> dict[str, float]:
         metrics = super().step(index)
@@ -141,5 +168,5 @@ class IQLLearner(Learner):
         return metrics
 
     def units(self) -> list[Unit]:
-        mlps = [self.model.policy.mlp, self.model.value, *self.model.q, *self.model.target]
+        mlps = [*(policy.mlp for policy in self.model.policies), self.model.value, *self.model.q, *self.model.target]
         return [Unit(self.dynamics), *(Unit(mlp) for mlp in mlps)]

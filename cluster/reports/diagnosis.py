@@ -66,7 +66,8 @@ def diagnose(run: Run, windows: int) -> dict[str, Any]:
 def _heads_of_the_world_model(run: Run) -> list[str]:
     """Trained policies that read the agent's features, so that imagination can ask them."""
     frozen = [name for name, imitation in IMITATIONS.items() if not imitation.scratch]
-    stages = {"pmpo": "policy", **{name: name for name in (*frozen, "iql", *VARIANTS) if name != "policy"}}
+    stages = {"pmpo": "policy", **{name: name for name in (*frozen, *VARIANTS) if name != "policy"}}
+    stages |= dict.fromkeys(run.config.iql_policies, "iql")
     return [name for name, stage in stages.items() if run.finished(stage) is not None]
 
 

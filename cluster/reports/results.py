@@ -35,11 +35,18 @@ def read_evaluations(run: Path) -> dict[str, dict[str, Any]]:
 def in_order(policies: Iterable[str]) -> list[str]:
     """Every policy once, as `POLICIES` has them; others at the end."""
     known = list(POLICIES)
-    return sorted(set(policies), key=lambda name: (known.index(name) if name in known else len(known), name))
+
+    def place(name: str) -> tuple[int, str]:
+        kind = name.partition("@")[0]
+        return (known.index(kind) if kind in known else len(known), name)
+
+    return sorted(set(policies), key=place)
 
 
 def label(policy: str) -> str:
-    return POLICIES.get(policy, policy)
+    kind, _, temperature = policy.partition("@")
+    name = POLICIES.get(kind, kind)
+    return f"{name}, temperature {temperature}" if temperature else name
 
 
 def z_score(one: dict[str, Any], other: dict[str, Any]) -> float:

@@ -60,11 +60,11 @@ def test_values_are_those_of_the_best_parts_and_the_policy_does_not_dawdle():
     best = DISCOUNT ** np.arange(LENGTH - 2, -1, -1)
     model = trained(replace(TRAINING, expectile=0.98))
     assert model.value(places)[:, 0].detach().numpy() == pytest.approx(best, abs=0.05)
-    assert (model.policy(places[None]).at(0).parts[0].log_p[0, :, GO].exp() > 0.8).all()
+    assert (model.policies[0](places[None]).at(0).parts[0].log_p[0, :, GO].exp() > 0.8).all()
     assert (model.q[0](places).argmax(-1) == GO).all()
     mean = trained(replace(TRAINING, expectile=0.5, temperature=100.0))
     assert mean.value(places)[0, 0] < best[0] - 0.05, "control: the mean of what was recorded is worth less"
-    assert (mean.policy(places[None]).at(0).parts[0].log_p[0, :, GO].exp() < 0.8).all(), "control: plain cloning"
+    assert (mean.policies[0](places[None]).at(0).parts[0].log_p[0, :, GO].exp() < 0.8).all(), "control: plain cloning"
 
 
 def test_transitions_end_with_the_episode():
@@ -92,7 +92,7 @@ def test_only_the_heads_learn_and_the_target_follows(world: World):
     frozen = {name: value.clone() for name, value in learner.dynamics.state_dict().items()}
     learner.step(0)
     after = learner.weights()
-    for part in ("policy", "value", "q", "target"):
+    for part in ("policies", "value", "q", "target"):
         assert any(not torch.equal(after[name], before[name]) for name in after if name.startswith(f"{part}."))
     assert all(torch.equal(value, frozen[name]) for name, value in learner.dynamics.state_dict().items())
     assert all(parameter.grad is None for parameter in learner.model.target.parameters())
