@@ -80,7 +80,10 @@ def scratch_bc(world: World, seed: int = 0) -> Learner:
 
 
 def iql(world: World, seed: int = 0) -> IQLLearner:
-    model, training = tiny_dynamics(0), IQLTraining(steps=20, batch=8, length=4, hidden=8, layers=1, optim=OPTIM)
+    model, training = (
+        tiny_dynamics(0),
+        IQLTraining(steps=20, batch=8, length=4, also=(0.03,), hidden=8, layers=1, optim=OPTIM),
+    )
     policy = tiny_heads(model, 1 + seed).policy.train()
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -198,6 +198,11 @@ def test_evaluation_prints_and_writes_what_it_measured(played, tmp_path, capsys)
     assert main(["evaluate", "--run", "r", "evaluation.episodes=5"]) == 0
     out = capsys.readouterr().out
     assert "pmpo" in out and "5" in out
+    assert main(["evaluate", "--run", "r", "--policy", "iql@0.03", "--episodes", "1"]) == 0
+    assert "iql@0.03" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--run", "r", "--policy", "pmp"])
+    assert "invalid choice: 'pmp' (choose from bc, pmpo" in capsys.readouterr().err
 
 
 def test_report_and_compare_read_runs(played, monkeypatch, tmp_path, capsys):

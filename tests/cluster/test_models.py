@@ -7,10 +7,13 @@ import torch
 from factories import lively
 from handmade import empty_run
 
-from cluster.models import load_agent, load_agent_share, new_dynamics, new_heads
+from cluster.models import load_agent, load_agent_share, load_policy, new_dynamics, new_heads
+from cluster.presets import smoke
 from cluster.run import Run
-from dreamer4.errors import CheckpointError
+from cluster.settings import override
+from dreamer4.errors import CheckpointError, ConfigError
 from learners.agent import AgentModel
+from learners.iql import IQLModel
 from learners.process_group import close_shard, init_shard, reserve
 
 
@@ -36,6 +39,20 @@ def test_the_share_of_a_group_of_one_is_the_whole_agent(tmp_path, mesh):
     for name, value in whole.items():
         mine = share[name].to_local() if hasattr(share[name], "to_local") else share[name]
         assert torch.equal(mine, value), name
+
+
+def test_iql_has_a_policy_for_every_temperature(tmp_path):
+    with Run.open(tmp_path, override(smoke(), ["iql_training.also=[0.03,0.01]"])) as run:
+        pass
+    model = lively(IQLModel(new_heads(run).policy, run.config.dynamics.feature_width, run.config.iql_training))
+    run.checkpoints("iql").save(1, model.state_dict(), {}, run.identity())
+    assert run.config.iql_policies == ("iql", "iql@0.03", "iql@0.01")
+    for name, policy in zip(run.config.iql_policies, model.policies, strict=True):
+        loaded = load_policy(run, name).state_dict()
+        assert all(torch.equal(loaded[key], value) for key, value in policy.state_dict().items()), name
+    assert not torch.equal(*(policy.mlp.output.weight for policy in model.policies[:2])), "or nothing was compared"
+    with pytest.raises(ConfigError, match=r"no policy 'iql@0\.02' in .*but iql, iql@0\.03, iql@0\.01"):
+        load_policy(run, "iql@0.02")
 
 
 def test_an_agent_that_was_not_trained_has_no_share(tmp_path, mesh):

@@ -22,7 +22,7 @@ from PIL import Image
 from actors.inspection import save_inspection
 from cluster.reports import figures, strips
 from cluster.reports.report import write_report
-from cluster.reports.results import in_order, read_times, z_score
+from cluster.reports.results import in_order, label, read_times, z_score
 from cluster.run import Run
 from dreamer4.errors import RunError
 from dreamer4.files import write_json
@@ -184,6 +184,8 @@ def test_report_is_a_function_of_the_files(whole, page):
 def test_order_of_policies_is_fixed_and_unknown_ones_come_last():
     assert in_order(["zeta", "pmpo", "alpha", "bc", "pmpo"]) == ["bc", "pmpo", "alpha", "zeta"]
     assert in_order(reversed(list(RETURNS))) == list(RETURNS)
+    assert in_order(["pmpo", "iql@0.03", "iql@0.003", "iql"]) == ["iql", "iql@0.003", "iql@0.03", "pmpo"]
+    assert [label(name) for name in ("iql", "iql@0.03", "mine")] == ["IQL", "IQL, temperature 0.03", "mine"]
 
 
 def test_z_of_unknown_or_vanishing_errors():

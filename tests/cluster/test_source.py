@@ -8,7 +8,7 @@ from trained import record
 
 from cluster.config import configure
 from cluster.models import RunData
-from cluster.presets import smoke
+from cluster.presets import doorkey, smoke
 from cluster.reports.report import Report
 from cluster.run import Run
 from cluster.stages import run_stage
@@ -56,6 +56,7 @@ def test_with_an_environment_all_but_the_unknown_player_are_judged(recordings, t
     run = on(recordings, tmp_path / "run")
     assert run.config.judged == ("random", "bc", *run.config.controls, "pmpo")
     assert recordings.config.judged[:2] == ("random", "demonstrator")
+    assert doorkey().judged[-4:] == ("shuffled", "iql@0.003", "iql@0.03", "pmpo")
     assert "evaluation of PMPO" in Report(run).summary()
 
 

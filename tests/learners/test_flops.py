@@ -54,7 +54,8 @@ def bc_learner(world: World, scratch: bool) -> FilteredBCLearner:
 
 
 def iql_learner(world: World) -> IQLLearner:
-    dynamics, training = tiny_dynamics(agent_tokens=2), IQLTraining(steps=10, batch=4, length=5, hidden=24, layers=2)
+    training = IQLTraining(steps=10, batch=4, length=5, also=(0.3, 0.03), hidden=24, layers=2)
+    dynamics = tiny_dynamics(agent_tokens=2)
     model = IQLModel(tiny_heads(dynamics).policy, dynamics.config.feature_width, training).train()
     return IQLLearner(dynamics, model, training, 0.9, SHORTCUT, world.clips(), 7)
 

@@ -67,6 +67,15 @@ def test_values_are_those_of_the_best_parts_and_the_policy_does_not_dawdle():
     assert (mean.policies[0](places[None]).at(0).parts[0].log_p[0, :, GO].exp() < 0.8).all(), "control: plain cloning"
 
 
+def test_temperatures_share_the_values_and_the_lower_one_is_choosier():
+    one, three = trained(TRAINING, 100), trained(replace(TRAINING, also=(0.01, 100.0)), 100)
+    assert replace(TRAINING, also=(0.01, 100.0)).temperatures == {"": 0.05, "@0.01": 0.01, "@100": 100.0}
+    assert torch.equal(one.value(torch.eye(LENGTH)), three.value(torch.eye(LENGTH)))
+    going = [policy(torch.eye(LENGTH)[:-1][None]).at(0).parts[0].log_p[0, :, GO].mean() for policy in three.policies]
+    assert going[1] > going[0] > going[2]
+    assert going[0] == one.policies[0](torch.eye(LENGTH)[:-1][None]).at(0).parts[0].log_p[0, :, GO].mean()
+
+
 def test_transitions_end_with_the_episode():
     _, clip = dawdlers()
     assert transitions(clip)[0].tolist() == [True] * 8 + [False] + [True] * 7
@@ -109,7 +118,10 @@ def test_spaces_of_several_parts_are_refused():
         IQLModel(PolicyHead(4, 8, 1, 1, space), 4, TRAINING)
 
 
-@pytest.mark.parametrize("setting", [{"expectile": 1.0}, {"expectile": 0.4}, {"temperature": 0.0}])
+@pytest.mark.parametrize(
+    "setting",
+    [{"expectile": 1.0}, {"expectile": 0.4}, {"temperature": 0.0}, {"also": (0.3, -1.0)}, {"also": (0.1,)}],
+)
 def test_impossible_settings_are_refused(setting):
     with pytest.raises(ConfigError, match="expectile"):
         IQLTraining(**setting)
