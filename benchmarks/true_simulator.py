@@ -209,7 +209,7 @@ def iql(
         torch.stack(list(losses.values())).sum().backward()
         optimizer.step()
         model.follow(training.target_rate)
-    return model.policies[0]
+    return model.policy
 
 
 def pairs(data: Recordings, rows_N: np.ndarray) -> Clip:

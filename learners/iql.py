@@ -75,6 +75,13 @@ class IQLModel(nn.Module):
         self.q = nn.ModuleList(Mlp(*sizes, parts[0].size) for _ in range(2))
         self.target = copy.deepcopy(self.q).requires_grad_(False)
 
+    @property
+    def policy(self) -> PolicyHead:
+        """That of the first temperature."""
+        policy = self.policies[0]
+        assert isinstance(policy, PolicyHead)
+        return policy
+
     def losses(self, features_BTM: Tensor, clip: Clip, training: IQLTraining, discount: float) -> dict[str, Tensor]:
         """Means over the transitions of a clip; see `transitions`."""
         now, action = features_BTM[:, :-1], clip.act_out_BTA[:, :-1]
@@ -154,7 +161,7 @@ class IQLLearner(Learner):
 
     def estimate_flops(self, index: int) -> int:
         batch, length = self.training.batch, self.training.length
-        value, policy, policies = self.model.value, self.model.policies[0], len(self.model.policies)
+        value, policy, policies = self.model.value, self.model.policy, len(self.model.policies)
         sizes = [*value.sizes[:-1], policy.space.parts[0].size], value.sizes, policy.mlp.sizes
         of_q, of_value, of_policy = (flops.mlp(batch * (length - 1), one, first=True) for one in sizes)
         features = flops.dynamics(self.dynamics.config, batch, length, agent=True).forward

@@ -1,16 +1,21 @@
 """Several runs side by side, as Markdown: what `docs/results.md` shows of the seeds."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from cluster.config import IMITATION
 from cluster.reports.results import STAGES, finished, in_order, label, read_evaluations, read_times, z_score
 from dreamer4.errors import RunError
 from dreamer4.files import read_json
 from dreamer4.metrics import mean_stderr
 
 MISSING = "–"
+FAMILIES: dict[str, Callable[[str], bool]] = {  # each run's best of them is compared as well
+    "imitation": lambda policy: policy in ("bc", *IMITATION),
+    "IQL": lambda policy: policy.partition("@")[0] == "iql",
+}
 
 
 def compare(paths: Iterable[str | Path]) -> str:
@@ -90,17 +95,23 @@ def _differences(names: list[str], evaluations: list[dict[str, dict[str, Any]]])
 
 def _advantages(evaluations: list[dict[str, dict[str, Any]]]) -> list[str]:
     """PMPO against everything else, run by run: what a claim over training seeds rests on."""
+    trained = [one for one in evaluations if "pmpo" in one]
+    rivals = {label(policy): [policy] for policy in in_order(policy for one in trained for policy in one)}
+    rivals.pop(label("pmpo"), None)
+    for family, members in FAMILIES.items():
+        there = [policy for policy in in_order(policy for one in trained for policy in one) if members(policy)]
+        if len(there) > 1:
+            rivals[f"each run's best {family}"] = there
     rows = []
-    for policy in in_order(policy for one in evaluations for policy in one if policy != "pmpo"):
-        both = [one for one in evaluations if "pmpo" in one and policy in one]
-        if not both:
-            continue
-        gains = [one["pmpo"]["mean_return"] - one[policy]["mean_return"] for one in both]
+    for name, policies in rivals.items():
+        pairs = [(one["pmpo"], _best(one, policies)) for one in trained]
+        both = [(mine, theirs) for mine, theirs in pairs if theirs is not None]
+        gains = [mine["mean_return"] - theirs["mean_return"] for mine, theirs in both]
         mean, error = mean_stderr(gains)
-        wins = sum(one["pmpo"]["success"] - one[policy]["success"] for one in both) / len(both)
+        wins = sum(mine["success"] - theirs["success"] for mine, theirs in both) / len(both)
         errors = f"{mean / error:.1f}" if math.isfinite(error) and error > 0 else MISSING
         cells = [_with_error(mean, error), errors, f"{100 * wins:+.1f}", str(sum(gain > 0 for gain in gains))]
-        rows.append([f"PMPO − {label(policy)}", *cells, str(len(both))])
+        rows.append([f"PMPO − {name}", *cells, str(len(both))])
     if not rows:
         return ["PMPO has not been evaluated yet."]
     head = ["difference", "mean return ± standard error over the runs", "in standard errors", "success, points"]
@@ -111,14 +122,28 @@ def _advantages(evaluations: list[dict[str, dict[str, Any]]]) -> list[str]:
     ]
 
 
+def _best(evaluations: dict[str, dict[str, Any]], policies: list[str]) -> dict[str, Any] | None:
+    """Of those that were played, the one with the highest real return: a choice that favours the rivals."""
+    played = [evaluations[policy] for policy in policies if policy in evaluations]
+    return max(played, key=lambda record: record["mean_return"], default=None)
+
+
 def _world_models(names: list[str], runs: list[Path]) -> list[str]:
-    found = [_inspected(run) for run in runs]
+    found = [_read(run / "inspection" / "inspection.json") for run in runs]
+    diagnosed = [_read(run / "diagnosis" / "diagnosis.json") for run in runs]
     rows = {
         "reconstruction": [_number(one, ".1f", "reconstructions", "psnr", unit=" dB") for one in found],
         "agent's cell after one step": [_number(one, ".3f", "agent_cell", "one_step", "model") for one in found],
         "the same, last frame repeated": [_number(one, ".3f", "agent_cell", "one_step", "copy") for one in found],
         "action-shuffle ratio, one step": [_number(one, ".2f", "action_shuffle", "one_step", "ratio") for one in found],
     }
+    for what, key in (("agent", "pose"), ("items", "items"), ("kinds of items", "kinds")):
+        for step in sorted({int(step) for one in diagnosed for step in one.get("recorded", {})}):
+            name = f"{what} right after {step} recorded action{'s' * (step > 1)}"
+            rows[name] = [_number(one, ".3f", "recorded", str(step), key) for one in diagnosed]
+    rows["rank correlation of imagined and real returns"] = [
+        _number(one, ".2f", "ranking", "whole_episodes") for one in diagnosed
+    ]
     rows = {name: cells for name, cells in rows.items() if set(cells) != {MISSING}}
     if not rows:
         return ["No world model has been inspected yet."]
@@ -126,8 +151,7 @@ def _world_models(names: list[str], runs: list[Path]) -> list[str]:
     return ["World models, on validation episodes.", "", *markdown(["measurement", *names], lines)]
 
 
-def _inspected(run: Path) -> dict[str, Any]:
-    path = run / "inspection" / "inspection.json"
+def _read(path: Path) -> dict[str, Any]:
     return read_json(path) if path.exists() else {}
 
 

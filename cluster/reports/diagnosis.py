@@ -18,7 +18,7 @@ from cluster.run import Run
 from cluster.variants import IMITATIONS, VARIANTS
 from dreamer4.data.clips import ClipSampler
 from dreamer4.errors import RunError
-from dreamer4.files import write_atomic
+from dreamer4.files import write_atomic, write_json
 
 # What a part has to reach before the next one can be blamed: name, where it is in the record, and the least value.
 DEMANDS = (
@@ -36,7 +36,9 @@ SHOWN_SHARES = (("agent", "pose"), ("items", "items"), ("kinds of items", "kinds
 
 
 def diagnose(run: Run, windows: int) -> dict[str, Any]:
-    """Measures a run up to its last finished policy, writes `diagnosis/diagnosis.html` and returns the numbers.
+    """Measures a run up to its last finished policy, and returns the numbers.
+
+    They are in `diagnosis/diagnosis.json` as well, and with pictures in `diagnosis/diagnosis.html`.
 
     Raises:
         RunError: the run's environment is no grid world.
@@ -60,7 +62,9 @@ def diagnose(run: Run, windows: int) -> dict[str, Any]:
         returns,
     ).measure(windows)
     write_atomic(run.path / "diagnosis" / "diagnosis.html", _page(run, found).encode())
-    return _numbers(found)
+    numbers = _numbers(found)
+    write_json(run.path / "diagnosis" / "diagnosis.json", numbers)
+    return numbers
 
 
 def _heads_of_the_world_model(run: Run) -> list[str]:

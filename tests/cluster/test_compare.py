@@ -104,3 +104,28 @@ def test_lead_of_pmpo_is_taken_run_by_run(three):
     assert rows(last)["PMPO − filtered BC"][3:] == ["3", "3"] and "PMPO − PMPO" not in rows(last)
     alone = compare(three[:1]).split("PMPO against the others")[1]
     assert rows(alone)["PMPO − BC"][:2] == [f"{RETURNS['pmpo'][0] - RETURNS['bc'][0]:.3f}", "–"]
+
+
+def test_each_run_s_best_rival_is_compared_too(tmp_path):
+    """Which one is best may differ from run to run; IQL's are those of all temperatures."""
+    runs = []
+    for seed, (filtered, iql, warm) in enumerate([(0.5, 0.2, 0.4), (-0.5, 0.6, 0.1)]):
+        run = empty_run(tmp_path / f"run{seed}", seed)
+        for policy, mean in (("pmpo", 0.9), ("bc", 0.1), ("filtered_bc", filtered), ("iql", iql), ("iql@0.3", warm)):
+            add_evaluation(run, policy, mean, 0.01, 100)
+        runs.append(run.path)
+    found = rows(compare(runs).split("PMPO against the others")[1])
+    assert found["PMPO − each run's best imitation"][0].startswith("0.600 ± 0.200"), "0.9 - 0.5 and 0.9 - 0.1"
+    assert found["PMPO − each run's best IQL"][0].startswith("0.400 ± 0.100"), "0.9 - 0.4 and 0.9 - 0.6"
+    assert found["PMPO − IQL"][0].startswith("0.500 ± 0.200")
+
+
+def test_what_diagnose_found_is_compared(three):
+    shares = {"pose": 0.98, "items": 0.97, "kinds": 0.96}
+    found = {"recorded": {"1": shares, "16": {**shares, "pose": 0.9}}, "ranking": {"whole_episodes": 0.95}}
+    write_json(three[1] / "diagnosis" / "diagnosis.json", found)
+    tables = rows(compare(three))
+    assert tables["agent right after 1 recorded action"] == ["–", "0.980", "–"]
+    assert tables["agent right after 16 recorded actions"] == ["–", "0.900", "–"]
+    assert tables["kinds of items right after 16 recorded actions"][1] == "0.960"
+    assert tables["rank correlation of imagined and real returns"][1] == "0.95"

@@ -50,7 +50,8 @@ def test_iql_has_a_policy_for_every_temperature(tmp_path):
     for name, policy in zip(run.config.iql_policies, model.policies, strict=True):
         loaded = load_policy(run, name).state_dict()
         assert all(torch.equal(loaded[key], value) for key, value in policy.state_dict().items()), name
-    assert not torch.equal(*(policy.mlp.output.weight for policy in model.policies[:2])), "or nothing was compared"
+    first, second = (policy.state_dict()["mlp.output.weight"] for policy in model.policies[:2])
+    assert not torch.equal(first, second), "or nothing was compared"
     with pytest.raises(ConfigError, match=r"no policy 'iql@0\.02' in .*but iql, iql@0\.03, iql@0\.01"):
         load_policy(run, "iql@0.02")
 

@@ -60,11 +60,11 @@ def test_values_are_those_of_the_best_parts_and_the_policy_does_not_dawdle():
     best = DISCOUNT ** np.arange(LENGTH - 2, -1, -1)
     model = trained(replace(TRAINING, expectile=0.98))
     assert model.value(places)[:, 0].detach().numpy() == pytest.approx(best, abs=0.05)
-    assert (model.policies[0](places[None]).at(0).parts[0].log_p[0, :, GO].exp() > 0.8).all()
+    assert (model.policy(places[None]).at(0).parts[0].log_p[0, :, GO].exp() > 0.8).all()
     assert (model.q[0](places).argmax(-1) == GO).all()
     mean = trained(replace(TRAINING, expectile=0.5, temperature=100.0))
     assert mean.value(places)[0, 0] < best[0] - 0.05, "control: the mean of what was recorded is worth less"
-    assert (mean.policies[0](places[None]).at(0).parts[0].log_p[0, :, GO].exp() < 0.8).all(), "control: plain cloning"
+    assert (mean.policy(places[None]).at(0).parts[0].log_p[0, :, GO].exp() < 0.8).all(), "control: plain cloning"
 
 
 def test_temperatures_share_the_values_and_the_lower_one_is_choosier():
@@ -73,7 +73,7 @@ def test_temperatures_share_the_values_and_the_lower_one_is_choosier():
     assert torch.equal(one.value(torch.eye(LENGTH)), three.value(torch.eye(LENGTH)))
     going = [policy(torch.eye(LENGTH)[:-1][None]).at(0).parts[0].log_p[0, :, GO].mean() for policy in three.policies]
     assert going[1] > going[0] > going[2]
-    assert going[0] == one.policies[0](torch.eye(LENGTH)[:-1][None]).at(0).parts[0].log_p[0, :, GO].mean()
+    assert going[0] == one.policy(torch.eye(LENGTH)[:-1][None]).at(0).parts[0].log_p[0, :, GO].mean()
 
 
 def test_transitions_end_with_the_episode():
