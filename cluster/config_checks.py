@@ -108,6 +108,8 @@ def _shares(config: RunConfig) -> Iterator[str]:
             value = getattr(section, name)
             if value is not None and not 0 <= value <= 1:
                 yield f"{key}.{name} is a share of 1, got {value}"
+    if config.data.half_success and config.data.mixture:
+        yield "data.half_success and data.mixture both say what tokenizer and dynamics learn from: use one of them"
     weights, wanted = config.data.weights, 1 + len(config.data.mixture)
     if weights and (len(weights) != wanted or min(weights) < 0 or not any(weights)):
         yield (

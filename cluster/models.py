@@ -89,13 +89,17 @@ class RunData:
         clips = self.clips("contexts", latents=True, ends_alive=True)
         return Half(clips, self.relevant()) if self.run.config.agent_training.relevant == "events" else clips
 
-    def mixed_clips(self, name: str, latents: bool = False) -> ClipSampler | MixedClips:
+    def mixed_clips(self, name: str, latents: bool = False) -> Batches:
         """What tokenizer and dynamics learn from: training episodes, mixed with all of further datasets by weight.
+
+        With `data.half_success` half of the rows are of successful episodes: they show places that few others reach.
 
         Raises:
             DataError: a dataset doesn't fit the recordings, or is not encoded.
         """
         clips, data, seed = self.clips(name, latents=latents), self.run.config.data, self.run.config.seed
+        if data.half_success:
+            return Half(clips, self.dataset.success_E & self.training_E)
         if not self.mixture:
             return clips
         samplers = [clips]

@@ -113,7 +113,11 @@ def doorkey() -> RunConfig:
     return replace(
         full,
         env="MiniGrid-DoorKey-6x6-Hurry-v0",
-        data=DataConfig(frames=44_000, demonstrator=Mixture(careful_share=0.0, careless_epsilon=0.4, dawdling=2)),
+        data=DataConfig(
+            frames=88_000,
+            half_success=True,
+            demonstrator=Mixture(careful_share=0.0, careless_epsilon=0.4, dawdling=2),
+        ),
         tokenizer=replace(
             full.tokenizer, frame=(48, 48, 3), patch=16, latents=16, pack=4, latent_rms=1.5, latent_noise=0.25
         ),
@@ -128,13 +132,13 @@ def doorkey() -> RunConfig:
             pure_noise=0.7,
             bootstrap_rows=0.0,
         ),
-        dynamics_training=replace(full.dynamics_training, steps=3000, image_share=0.1),
+        dynamics_training=replace(full.dynamics_training, steps=4000, image_share=0.1),
         agent_training=replace(full.agent_training, steps=1500, image_share=0.1, context_share=0.0),
         imagination=ImaginationConfig(sampling_steps=4, horizon=16, context=8),
         policy=replace(full.policy, steps=400),
         controls=CONTROLS,
         scratch_bc_training=replace(full.agent_training, steps=1000, optim=cosine(1e-3)),
-        iql_training=IQLTraining(steps=2000, temperature=0.01, also=(0.003, 0.03), hidden=128),
+        iql_training=IQLTraining(steps=2000, temperature=0.003, also=(0.001, 0.01), hidden=128),
         evaluation=EvaluationConfig(episodes=500),
     )
 

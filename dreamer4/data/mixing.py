@@ -67,6 +67,8 @@ class MixedClips:
 class Half:
     """The uniform and the relevant half of `ClipSampler.mixture` as plain batches, such as contexts of dreams.
 
+    The halves are shuffled, so that the first rows, which a learner may single out, are of both kinds.
+
     Args:
         relevant_E: as `ClipSampler.mixture` takes it.
     """
@@ -76,7 +78,8 @@ class Half:
 
     def batch(self, step: int, batch: int, length: int, rows: slice | np.ndarray = ALL, contents: bool = True) -> Clip:
         """As `ClipSampler.batch`."""
-        return self.clips.mixture(step, batch, length, self.relevant_E, rows, contents)[0]
+        order = numpy_generator(self.clips.seed, "halves", self.clips.name, step).permutation(batch)[rows]
+        return self.clips.mixture(step, batch, length, self.relevant_E, order, contents)[0]
 
 
 def _merged(parts: Sequence[Clip], order: torch.Tensor) -> Clip:

@@ -69,7 +69,17 @@ def test_parts_of_a_batch_and_batches_without_frames_are_the_same_rows(dataset):
         assert np.array_equal(part.task_BT, whole.task_BT[rows]) and np.array_equal(
             part.reward_BT, whole.reward_BT[rows]
         )
-    assert np.array_equal(Half(clips, pairs).batch(3, 8, LENGTH).reward_BT, whole.reward_BT)
+
+
+def test_halves_as_plain_batches_are_the_same_rows_shuffled(dataset):
+    clips, pairs = ClipSampler(dataset), dataset.event_pairs
+    (whole, relevant_B), half = clips.mixture(3, 8, LENGTH, pairs), Half(clips, pairs)
+    rewards, shuffled = whole.reward_BT.sum(1), half.batch(3, 8, LENGTH).reward_BT.sum(1)
+    assert sorted(shuffled.tolist()) == sorted(rewards.tolist()) and relevant_B.sum() == 4
+    assert not np.array_equal(half.batch(3, 8, LENGTH).task_BT, whole.task_BT)
+    for rows in (slice(1, None, 3), np.array([6, 0, 3])):
+        part = half.batch(3, 8, LENGTH, rows, contents=False)
+        assert np.array_equal(part.task_BT, half.batch(3, 8, LENGTH).task_BT[rows])
 
 
 def test_events_outside_of_the_chosen_episodes_are_not_used(dataset):
