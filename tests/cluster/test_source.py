@@ -56,7 +56,7 @@ def test_with_an_environment_all_but_the_unknown_player_are_judged(recordings, t
     run = on(recordings, tmp_path / "run")
     assert run.config.judged == ("random", "bc", *run.config.controls, "pmpo")
     assert recordings.config.judged[:2] == ("random", "demonstrator")
-    assert doorkey().judged[-4:] == ("shuffled", "iql@0.003", "iql@0.03", "pmpo")
+    assert doorkey().judged[-4:] == ("shuffled", "iql@0.001", "iql@0.01", "pmpo")
     assert "evaluation of PMPO" in Report(run).summary()
 
 
