@@ -55,7 +55,16 @@ def build_learner(run: Run, stage: str) -> Learner:
     if stage == "agent":
         dynamics, heads = load_dynamics(run), new_heads(run).to(device)
         clips, relevant = data.clips(stage, latents=True), data.relevant()
-        return AgentLearner(dynamics, heads, config.agent_training, config.shortcut, clips, relevant, config.seed)
+        return AgentLearner(
+            dynamics,
+            heads,
+            config.agent_training,
+            config.shortcut,
+            clips,
+            relevant,
+            config.seed,
+            config.data.half_success,
+        )
     if stage in IMITATIONS:
         imitation, training = IMITATIONS[stage], training_of(config, stage)
         clips = data.clips(stage, imitation.chosen(data.dataset, data.training_E, config.best_share), latents=True)

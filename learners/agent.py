@@ -60,7 +60,13 @@ class AgentModel(nn.Module):
 
 
 class AgentLearner(Learner):
-    """Finetunes the dynamics with agent tokens and heads on a mixture of uniform and relevant clips."""
+    """Finetunes the dynamics with agent tokens and heads on a mixture of uniform and relevant clips.
+
+    Args:
+        relevant_E: what relevant rows are of, as `ClipSampler.mixture` takes it.
+        halved: where all recordings are of the task, half of the rows are relevant ones nevertheless, for the model's
+            sake: finetuned on uniform rows it forgets what these seldom show. Behaviour is cloned from the others only.
+    """
 
     stage = "agent"
 
@@ -73,12 +79,13 @@ class AgentLearner(Learner):
         clips: ClipSampler,
         relevant_E: np.ndarray,
         seed: int,
+        halved: bool = False,
     ):
         names = ["shortcut", "policy", "reward"] + (["continue"] if heads.continues is not None else [])
         super().__init__(AgentModel(dynamics, heads), RmsNormaliser(names), training.optim, training.steps)
         self.dynamics, self.heads, self.training, self.clips, self.seed = dynamics, heads, training, clips, seed
         self.shortcut = replace(shortcut, context_share=training.context_share)
-        self.relevant_E = relevant_E
+        self.relevant_E, self.halved = relevant_E, halved
 
     def losses(self, index: int, part: Part = WHOLE) -> dict[str, Tensor]:
         noise, rows = generator(self.seed, self.stage, index), part.rows(self.training.batch)
@@ -101,13 +108,13 @@ class AgentLearner(Learner):
         The halves of a mixture are shuffled, so that the first rows, which `bootstrap_rows` may single out, are of both
         kinds.
         """
-        batch, length = self.training.batch, self.training.length
-        if self.training.relevant == "all":
+        batch, length, everything = self.training.batch, self.training.length, self.training.relevant == "all"
+        if everything and not self.halved:
             clip, cloned_B, modelled_B = self.clips.batch(index, batch, length, rows.index, contents), None, None
         else:
             order = rows.of(torch.randperm(batch, generator=noise)).numpy()
-            clip, cloned_B = self.clips.mixture(index, batch, length, self.relevant_E, order, contents)
-            modelled_B = ~cloned_B
+            clip, relevant_B = self.clips.mixture(index, batch, length, self.relevant_E, order, contents)
+            cloned_B, modelled_B = (~relevant_B, None) if everything else (relevant_B, ~relevant_B)
         return separate_images(clip, self.training.image_share, noise, rows), cloned_B, modelled_B
 
     def counts(self, clip: Clip, cloned_B: Tensor | None, modelled_B: Tensor | None) -> dict[str, int]:

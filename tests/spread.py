@@ -57,10 +57,16 @@ def dynamics(
     return DynamicsLearner(tiny_dynamics(seed).train(), training, shortcut, world.clips(), 7)
 
 
-def agent(world: World, relevant: str = "success", shortcut: ShortcutConfig = SHORTCUT, seed: int = 0) -> Learner:
+def agent(
+    world: World,
+    relevant: str = "success",
+    shortcut: ShortcutConfig = SHORTCUT,
+    seed: int = 0,
+    halved: bool = False,
+) -> Learner:
     model = tiny_dynamics(seed).train()
     heads, training = tiny_heads(model, seed).train(), replace(AGENT, relevant=relevant)
-    return AgentLearner(model, heads, training, shortcut, world.clips(), world.dataset.success_E, 7)
+    return AgentLearner(model, heads, training, shortcut, world.clips(), world.dataset.success_E, 7, halved)
 
 
 def tokenizer(world: World, masked_loss_only: bool = False, seed: int = 0, latent_noise: float = 0.0) -> Learner:
@@ -104,6 +110,7 @@ LEARNERS: dict[str, Callable[..., Learner]] = {
     "agent, few bootstrapped rows": lambda world, **more: agent(world, shortcut=SOME_ROWS, **more),
     "agent by drafts": lambda world, **more: agent(world, shortcut=DRAFTS, **more),
     "agent on all rows": lambda world, **more: agent(world, "all", **more),
+    "agent on all rows, halved": lambda world, **more: agent(world, "all", halved=True, **more),
     "tokenizer": tokenizer,
     "tokenizer on masked patches": lambda world, **more: tokenizer(world, True, **more),
     "tokenizer of noisy latents": lambda world, **more: tokenizer(world, latent_noise=0.4, **more),

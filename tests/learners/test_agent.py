@@ -18,6 +18,7 @@ from learners.agent import AgentLearner, AgentTraining, FilteredBCLearner, Scrat
 from learners.dynamics import DynamicsLearner, DynamicsTraining
 from learners.learner import load_weights
 from learners.optim import OptimConfig
+from learners.parts import WHOLE
 
 OPTIM = OptimConfig(lr=3e-3, warmup_steps=2)
 TRAINING = AgentTraining(steps=10, batch=6, length=4, optim=OPTIM)
@@ -30,10 +31,16 @@ ALL, NONE = ROWS >= 0, ROWS < 0
 
 @pytest.fixture
 def make(world: World):
-    def build(weights: int, training: AgentTraining = MIXED, shortcut: ShortcutConfig = SHORTCUT, **heads):
+    def build(
+        weights: int,
+        training: AgentTraining = MIXED,
+        shortcut: ShortcutConfig = SHORTCUT,
+        halved: bool = False,
+        **heads,
+    ):
         dynamics = tiny_dynamics(weights).train()
         own = tiny_heads(dynamics, weights, **heads).train()
-        return AgentLearner(dynamics, own, training, shortcut, world.clips(), world.dataset.success_E, 7)
+        return AgentLearner(dynamics, own, training, shortcut, world.clips(), world.dataset.success_E, 7, halved)
 
     return build
 
@@ -190,6 +197,18 @@ def test_the_relevant_half_of_a_mixture_is_cloned_and_the_other_modelled(make, m
             assert sorted(clip.reward_BT[chosen].sum(1)) == sorted(drawn.reward_BT[expected].sum(1))
     first = torch.stack([modelled[:3] for _, _, modelled, _ in seen])
     assert first.any() and not first.all(), "the rows that bootstrap_rows singles out are of both kinds"
+
+
+def test_halved_rows_all_teach_the_model_and_the_uniform_ones_behaviour(make):
+    learner, plain = make(0, TRAINING, halved=True), make(0, TRAINING)
+    wins = []
+    for index in range(20):
+        clip, cloned_B, modelled_B = learner.draw(index, generator(index), WHOLE.rows(6))
+        assert modelled_B is None and cloned_B is not None and int(cloned_B.sum()) == 3
+        wins.append((clip.reward_BT[~cloned_B].sum(1) > 0).float().mean())
+        assert plain.draw(index, generator(index), WHOLE.rows(6))[1:] == (None, None)
+    uniform = [plain.draw(index, generator(index), WHOLE.rows(6))[0].reward_BT.sum(1) > 0 for index in range(20)]
+    assert float(np.mean(wins)) > float(torch.cat(uniform).float().mean()) > 0, "the others are of successful episodes"
 
 
 def test_heads_teach_the_world_model(make):
