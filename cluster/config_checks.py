@@ -21,7 +21,7 @@ def problems(config: RunConfig) -> Iterator[str]:
 
 
 def _sizes(config: RunConfig) -> Iterator[str]:
-    """Relations between sections."""
+    """Relations between settings."""
     tokenizer, dynamics, imagination = config.tokenizer, config.dynamics, config.imagination
     transformers = {
         "tokenizer": [lambda: tokenizer.transformer(tokenizer.encoder_depth)],
@@ -34,6 +34,8 @@ def _sizes(config: RunConfig) -> Iterator[str]:
                 build()
             except ConfigError as error:
                 yield f"{name}: {error}"
+    if config.data.half_success and config.data.mixture:
+        yield "data.half_success and data.mixture both say what tokenizer and dynamics learn from: use one of them"
     steps = imagination.sampling_steps
     if steps < 1 or steps & (steps - 1) or steps > dynamics.k_max:
         yield f"imagination.sampling_steps must be a power of two up to dynamics.k_max ({dynamics.k_max}), got {steps}"
@@ -108,8 +110,6 @@ def _shares(config: RunConfig) -> Iterator[str]:
             value = getattr(section, name)
             if value is not None and not 0 <= value <= 1:
                 yield f"{key}.{name} is a share of 1, got {value}"
-    if config.data.half_success and config.data.mixture:
-        yield "data.half_success and data.mixture both say what tokenizer and dynamics learn from: use one of them"
     weights, wanted = config.data.weights, 1 + len(config.data.mixture)
     if weights and (len(weights) != wanted or min(weights) < 0 or not any(weights)):
         yield (

@@ -82,6 +82,11 @@ class RunData:
         """What relevant rows of stage 3 are of, as `ClipSampler.mixture` takes it."""
         if self.run.config.agent_training.relevant == "events":
             return self.dataset.event_pairs
+        return self.successful_E
+
+    @property
+    def successful_E(self) -> np.ndarray:
+        """The training episodes that reached their goal."""
         return self.dataset.success_E & self.training_E
 
     def contexts(self) -> Batches:
@@ -99,7 +104,7 @@ class RunData:
         """
         clips, data, seed = self.clips(name, latents=latents), self.run.config.data, self.run.config.seed
         if data.half_success:
-            return Half(clips, self.dataset.success_E & self.training_E)
+            return Half(clips, self.successful_E)
         if not self.mixture:
             return clips
         samplers = [clips]

@@ -86,10 +86,8 @@ def scratch_bc(world: World, seed: int = 0) -> Learner:
 
 
 def iql(world: World, seed: int = 0) -> IQLLearner:
-    model, training = (
-        tiny_dynamics(0),
-        IQLTraining(steps=20, batch=8, length=4, also=(0.03,), hidden=8, layers=1, optim=OPTIM),
-    )
+    training = IQLTraining(steps=20, batch=8, length=4, also=(0.03,), hidden=8, layers=1, optim=OPTIM)
+    model = tiny_dynamics(0)
     policy = tiny_heads(model, 1 + seed).policy.train()
     with torch.random.fork_rng():
         torch.manual_seed(seed)

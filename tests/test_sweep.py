@@ -1,6 +1,7 @@
 """Sweeps of whole runs: what each is called and set to, what becomes of failures, and the tables at the end."""
 
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -48,13 +49,17 @@ def test_others_go_on_when_one_fails():
 
 
 def test_an_interrupt_begins_no_other():
-    done: list[int] = []
+    done: list[float] = []
 
     def interrupted() -> None:
         raise KeyboardInterrupt
 
+    def slow() -> None:  # a second in all, in which the interrupt is seen
+        time.sleep(0.02)
+        done.append(time.monotonic())
+
     with pytest.raises(KeyboardInterrupt):
-        sweep.play_all([interrupted, *[lambda: done.append(1)] * 50], 1)
+        sweep.play_all([interrupted, *[slow] * 50], 1)
     assert len(done) < 50
 
 
