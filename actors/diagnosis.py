@@ -91,13 +91,19 @@ class Diagnosis:
         self.dataset, self.horizon = replay.dataset, lens.imagination.horizon
 
     def measure(self, count: int, steps: tuple[int, ...] = (1, 4, 16)) -> dict[str, Any]:
-        """Everything, on up to `count` windows; shares of windows after each of `steps` imagined ones."""
+        """Everything, on up to `count` windows; shares of windows after each of `steps` imagined ones.
+
+        Tokenizer and world model are measured twice: on uniform windows, and on as many that end at distinct frames.
+        """
         windows = self.windows.uniform("diagnosis", count, self.horizon)
-        self.among = tiles_in(self.dataset.frames.take(np.unique(windows.context_NC)))
+        distinct = self.windows.distinct("diagnosis", count, self.horizon)
+        seen = np.concatenate([windows.context_NC, distinct.context_NC])
+        self.among = tiles_in(self.dataset.frames.take(np.unique(seen)))
         by_policy = {name: self._replayed(policy, windows, steps) for name, policy in self.policies.items()}
         return {
             "tokenizer": self._tokenizer(windows),
             "recorded": self._recorded(windows, steps),
+            "distinct": {"tokenizer": self._tokenizer(distinct), "recorded": self._recorded(distinct, steps)},
             "policies": by_policy,
             "ranking": self._ranking(by_policy),
         }

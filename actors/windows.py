@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from hashlib import blake2b
 
 import numpy as np
 
@@ -75,9 +76,24 @@ class Windows:
         What is long is not preferred in the choice: in long episodes little happens, so anything that is measured on
         them alone looks steady.
         """
-        places = self._draw(use, np.flatnonzero(self.future_F > 0))[:count]
-        order = np.argsort(-np.minimum(self.future_F[places], steps), kind="stable")
-        return self._continued(places[order], steps)
+        return self._longest_first(self._draw(use, np.flatnonzero(self.future_F > 0))[:count], steps)
+
+    def distinct(self, use: str, count: int, steps: int) -> Continuations:
+        """The same of frames no two of which are equal.
+
+        What is rare counts as much here as what is frequent: where a policy goes and the recordings seldom went, a
+        model can be wrong without moving any mean over all frames.
+        """
+        places = self._draw(use, np.flatnonzero(self.future_F > 0))
+        first = {}
+        for place in places:  # one frame at a time: all of them need not fit into memory
+            frame = self.dataset.frames.take(self.axis.frames(place[None]))
+            first.setdefault(blake2b(frame.tobytes(), digest_size=16).digest(), place)
+        return self._longest_first(np.array(list(first.values())[:count]), steps)
+
+    def _longest_first(self, places_N: np.ndarray, steps: int) -> Continuations:
+        order = np.argsort(-np.minimum(self.future_F[places_N], steps), kind="stable")
+        return self._continued(places_N[order], steps)
 
     def _draw(self, use: str, places: np.ndarray) -> np.ndarray:
         return numpy_generator(self.seed, "inspection windows", use).permutation(places)

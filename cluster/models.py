@@ -90,9 +90,10 @@ class RunData:
         return self.dataset.success_E & self.training_E
 
     def contexts(self) -> Batches:
-        """What dreams begin with: windows that end alive; half of them relevant where events make tasks."""
-        clips = self.clips("contexts", latents=True, ends_alive=True)
-        return Half(clips, self.relevant()) if self.run.config.agent_training.relevant == "events" else clips
+        """What dreams begin with: windows that end alive; half relevant with events as tasks or `half_success`."""
+        clips, config = self.clips("contexts", latents=True, ends_alive=True), self.run.config
+        halved = config.agent_training.relevant == "events" or config.data.half_success
+        return Half(clips, self.relevant()) if halved else clips
 
     def mixed_clips(self, name: str, latents: bool = False) -> Batches:
         """What tokenizer and dynamics learn from: training episodes, mixed with all of further datasets by weight.

@@ -24,7 +24,9 @@ from dreamer4.files import write_atomic, write_json
 DEMANDS = (
     ("the tokenizer keeps the agent's cell and direction", ("tokenizer", "pose"), 0.98),
     ("the tokenizer keeps the items", ("tokenizer", "items"), 0.98),
+    ("the tokenizer keeps the agent where frames are rare", ("distinct", "tokenizer", "pose"), 0.95),
     ("the world model moves the agent right one step ahead", ("recorded", "1", "pose"), 0.95),
+    ("the world model moves the agent right where frames are rare", ("distinct", "recorded", "1", "pose"), 0.95),
     ("the world model moves the agent right sixteen steps ahead", ("recorded", "16", "pose"), 0.8),
     ("items persist for sixteen steps", ("recorded", "16", "kinds"), 0.95),
     ("the world model moves the agent right after one action of the policy", ("dynamics", "1", "pose"), 0.95),
@@ -96,15 +98,23 @@ def _numbers(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _page(run: Run, found: dict[str, Any]) -> str:
-    tokenizer = found["tokenizer"]
+    distinct = found["distinct"]
     parts = [paragraph(verdict(found), "lead")]
-    kept = [[name, f"{tokenizer[key]:.3f}"] for name, key in (("agent", "pose"), ("items", "items"), ("all", "frame"))]
-    parts.append(section("Tokenizer", paragraph("Share of real frames that still show it."), table(["", ""], kept)))
+    kept = [
+        [name, *(f"{of[key]:.3f}" for of in (found["tokenizer"], distinct["tokenizer"]))]
+        for name, key in (("agent", "pose"), ("items", "items"), ("all", "frame"))
+    ]
+    about = paragraph(
+        "Share of real frames that still show it: of all frames, and of frames no two of which are equal."
+    )
+    parts.append(section("Tokenizer", about, table(["", "all", "distinct"], kept)))
     parts.append(
         section(
             "World model, open loop",
             paragraph("Contexts of validation episodes continued by the recorded actions. Shares of windows."),
             _steps(found["recorded"]),
+            paragraph("The same from contexts that end at distinct frames: what is rare counts like what is frequent."),
+            _steps(distinct["recorded"]),
         )
     )
     for name, one in found["policies"].items():
@@ -155,7 +165,7 @@ def _heads(one: dict[str, Any]) -> list[list[str]]:
 def print_diagnosis(path: Path, found: dict[str, Any]) -> None:
     """The sentence, the shares of the headline, and where the page is."""
     print(found["verdict"])
-    measured = {"recorded actions": found["recorded"]}
+    measured = {"recorded actions": found["recorded"], "the same, distinct frames": found["distinct"]["recorded"]}
     measured |= {label(name): one["dynamics"] for name, one in found["policies"].items()}
     for name, by_step in measured.items():
         for step, at in by_step.items():

@@ -45,6 +45,25 @@ def test_long_continuations_come_first_and_are_not_preferred(world: World, windo
     assert some[0].all() and not some.all()
 
 
+def test_distinct_windows_end_at_every_different_frame_once(
+    world: World, windows: Windows, monkeypatch: pytest.MonkeyPatch
+):
+    frames = world.dataset.frames
+    take = frames.take
+    monkeypatch.setattr(frames, "take", lambda ends: take(ends)[:, :1, :1, :1] // 16)  # random frames all differ
+
+    def shown(ends: np.ndarray) -> list[bytes]:
+        return [frame.tobytes() for frame in frames.take(ends)]
+
+    every = shown(windows.uniform("a use", MANY, STEPS).context_NC[:, -1])
+    distinct = windows.distinct("a use", MANY, STEPS)
+    found = shown(distinct.context_NC[:, -1])
+    assert len(found) == len(set(found)) and set(found) == set(every)
+    assert len(found) < len(every)  # otherwise nothing was left out
+    assert (np.diff(distinct.known_NH.sum(axis=1)) <= 0).all()
+    assert len(windows.distinct("a use", 3, STEPS)) == 3
+
+
 def test_windows_depend_on_seed_and_use_only(world: World, windows: Windows):
     def ends(chosen: Windows, use: str) -> list[int]:
         return chosen.uniform(use, 20, STEPS).context_NC[:, -1].tolist()

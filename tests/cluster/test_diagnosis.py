@@ -27,6 +27,10 @@ POLICY: dict[str, Any] = {
 FOUND = {
     "tokenizer": {"n": 40, "pose": 1.0, "items": 1.0, "kinds": 1.0, "frame": 1.0},
     "recorded": {step: {**STEP} for step in ("1", "4", "16")},
+    "distinct": {
+        "tokenizer": {"n": 9, "pose": 1.0, "items": 1.0, "kinds": 1.0, "frame": 1.0},
+        "recorded": {step: {**STEP} for step in ("1", "4", "16")},
+    },
     "policies": {"bc": POLICY, "pmpo": POLICY},
     "ranking": {"policies": 2, "same_moments": 1.0, "whole_episodes": NAN},
 }

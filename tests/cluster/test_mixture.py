@@ -147,6 +147,8 @@ def test_an_agent_learns_tasks_and_rewards_by_events_where_the_config_says_so(ru
 def test_half_of_what_the_world_model_learns_from_may_be_of_successful_episodes(tmp_path):
     with Run.open(tmp_path / "run", configure(smoke(), ["data.half_success=true"])) as run:
         record(run, episodes=40)
+        run.checkpoints("tokenizer").save(1, new_tokenizer(run).state_dict(), {}, run.identity())
+        encode(run)
     data = RunData(run)
     clips, uniform = data.mixed_clips("tokenizer"), data.clips("tokenizer")
     assert isinstance(clips, Half) and not isinstance(data.clips("agent"), Half)
@@ -156,4 +158,6 @@ def test_half_of_what_the_world_model_learns_from_may_be_of_successful_episodes(
     def paid(clips: Batches) -> float:
         return float(np.mean([(clips.batch(step, 32, 4).reward_BT > 0).any(1).float().mean() for step in range(100)]))
 
+    contexts = data.contexts()
+    assert isinstance(contexts, Half) and np.array_equal(contexts.relevant_E, clips.relevant_E)
     assert paid(clips) > paid(uniform) + 0.02 > 0.02, "successful episodes alone end with a reward"
