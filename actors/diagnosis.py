@@ -41,6 +41,35 @@ def shares(truths_N4: list[tuple[bool, bool, bool, bool]]) -> dict[str, float]:
     return dict(zip(("pose", "items", "kinds", "frame"), means, strict=True))
 
 
+def agreement(
+    imagined_NHHWC: np.ndarray,
+    real_NHHWC: np.ndarray,
+    known_NH: np.ndarray,
+    last_NHWC: np.ndarray,
+    steps: tuple[int, ...],
+    among: frozenset[str],
+    to_the_end: bool = False,
+) -> dict[str, dict[str, float]]:
+    """Imagined frames against real ones, and the context's last frame repeated, after each of `steps`.
+
+    Of windows that end before: nothing, or `to_the_end` their last frame. A good policy's windows end soon, and those
+    that go on are where it failed.
+    """
+    found = {}
+    for step in (step for step in steps if step <= known_NH.shape[1]):
+        counted = np.flatnonzero(known_NH[:, 0 if to_the_end else step - 1])
+        at = known_NH[counted, :step].sum(axis=1) - 1
+        real, imagined, last = real_NHHWC[counted, at], imagined_NHHWC[counted, at], last_NHWC[counted]
+        truths = [right(*pair, among) for pair in zip(imagined, real, strict=True)]
+        copies = [right(*pair, among) for pair in zip(last, real, strict=True)]
+        found[str(step)] = {
+            "n": len(counted),
+            **shares(truths),
+            **{f"copy_{name}": share for name, share in shares(copies).items()},
+        }
+    return found
+
+
 def _cells(tiles: list[list[Tile]]) -> dict[tuple[int, int], Tile]:
     return {(r, c): tile for r, row in enumerate(tiles) for c, tile in enumerate(row)}
 
@@ -93,7 +122,8 @@ class Diagnosis:
     def measure(self, count: int, steps: tuple[int, ...] = (1, 4, 16)) -> dict[str, Any]:
         """Everything, on up to `count` windows; shares of windows after each of `steps` imagined ones.
 
-        Tokenizer and world model are measured twice: on uniform windows, and on as many that end at distinct frames.
+        Tokenizer and world model are measured twice: on uniform windows, and on as many that end at distinct frames;
+        there a random action is tried as well, because a policy finds whatever is wrong to its advantage.
         """
         windows = self.windows.uniform("diagnosis", count, self.horizon)
         distinct = self.windows.distinct("diagnosis", count, self.horizon)
@@ -103,7 +133,11 @@ class Diagnosis:
         return {
             "tokenizer": self._tokenizer(windows),
             "recorded": self._recorded(windows, steps),
-            "distinct": {"tokenizer": self._tokenizer(distinct), "recorded": self._recorded(distinct, steps)},
+            "distinct": {
+                "tokenizer": self._tokenizer(distinct),
+                "recorded": self._recorded(distinct, steps),
+                "random": self._random(distinct),
+            },
             "policies": by_policy,
             "ranking": self._ranking(by_policy),
         }
@@ -126,7 +160,16 @@ class Diagnosis:
         real = np.concatenate([part.real_NTHWC for part in parts])
         known = np.concatenate([part.known_NT for part in parts])
         last = np.concatenate([part.last_NHWC for part in parts])
-        return self._dynamics(imagined, real, known, last, steps)
+        return agreement(imagined, real, known, last, steps, self.among)
+
+    def _random(self, windows: Continuations) -> dict[str, dict[str, float]]:
+        """The world model after one uniform action, which may be one that no recording has there."""
+        space = self.lens.dynamics.config.space
+        actions_NHA = space.random(len(windows), self.lens.noise("random actions", 0)).numpy()[:, None]
+        imagined = np.concatenate([to_bytes(part) for part in self.lens.played("random", windows, actions_NHA)])
+        outcome = self.replay.outcome(windows.context_NC[:, -1], actions_NHA)
+        last = self.dataset.frames.take(windows.context_NC[:, -1])
+        return agreement(imagined, outcome.frames_NHHWC, outcome.known_NH, last, (1,), self.among)
 
     def _replayed(self, policy: PolicyHead, windows: Continuations, steps: tuple[int, ...]) -> dict[str, Any]:
         """A policy's dreams against the same actions in the real environment."""
@@ -138,36 +181,14 @@ class Diagnosis:
         actions = torch.cat([dream.act_out_BTA for dream in dreams]).cpu().numpy()
         outcome = self.replay.outcome(windows.context_NC[:, -1], actions)
         last = self.dataset.frames.take(windows.context_NC[:, -1])
+        real, known = outcome.frames_NHHWC, outcome.known_NH
         found: dict[str, Any] = {
-            "dynamics": self._dynamics(imagined, outcome.frames_NHHWC, outcome.known_NH, last, steps)
+            "dynamics": agreement(imagined, real, known, last, steps, self.among, to_the_end=True),
+            **self._heads(dreams, outcome),
         }
-        found |= self._heads(dreams, outcome)
         shown = slice(SHOWN)
         frames = {"last": last[shown], "real": outcome.frames_NHHWC[shown], "known": outcome.known_NH[shown]}
         return {**found, "frames": {**frames, "imagined": imagined[shown]}}
-
-    def _dynamics(
-        self,
-        imagined_NHHWC: np.ndarray,
-        real_NHHWC: np.ndarray,
-        known_NH: np.ndarray,
-        last_NHWC: np.ndarray,
-        steps: tuple[int, ...],
-    ) -> dict[str, dict[str, float]]:
-        """Imagined frames against real ones, and the context's last frame repeated, after each of `steps`."""
-        found = {}
-        for step in (step for step in steps if step <= self.horizon):
-            known = np.flatnonzero(known_NH[:, step - 1])
-            real = real_NHHWC[known, step - 1]
-            imagined, last = imagined_NHHWC[known, step - 1], last_NHWC[known]
-            truths = [right(*pair, self.among) for pair in zip(imagined, real, strict=True)]
-            copies = [right(*pair, self.among) for pair in zip(last, real, strict=True)]
-            found[str(step)] = {
-                "n": len(known),
-                **shares(truths),
-                **{f"copy_{name}": share for name, share in shares(copies).items()},
-            }
-        return found
 
     def _heads(self, dreams: list[Dream], outcome: Outcome) -> dict[str, Any]:
         """Rewards, ends and discounted returns, as they were dreamt and as they were."""

@@ -67,21 +67,27 @@ class Lens:
     def compare(self, use: str, windows: Continuations) -> Iterator[Comparison]:
         """Continues contexts by the recorded actions."""
         frames, actions_FA = self.clips.dataset.frames, self.clips.dataset.act_out_FA
-        config = replace(self.imagination, horizon=windows.known_NH.shape[1])
-        for start, part in windows.parts(ROWS):
-            context = self.clip(part.context_NC)
-            # An action is recorded where it is chosen: at the last frame of the context, and at those that follow.
-            chosen_at = np.concatenate([part.context_NC[:, -1:], part.following_NH[:, :-1]], axis=1)
-            played = torch.from_numpy(actions_FA[chosen_at]).to(self.device)
-            noise, policy = self.noise(use, start), self.heads.policy  # which is not asked
-            dream = imagine(self.dynamics, self.heads, policy, context, self.shortcut, config, noise, played)
+        # An action is recorded where it is chosen: at the last frame of the context, and at those that follow.
+        chosen_at_NH = np.concatenate([windows.context_NC[:, -1:], windows.following_NH[:, :-1]], axis=1)
+        imagined = self.played(use, windows, actions_FA[chosen_at_NH])
+        for (_, part), imagined_NHHWC in zip(windows.parts(ROWS), imagined, strict=True):
             yield Comparison(
                 frames.take(part.context_NC[:, -1]),
                 frames.take(part.following_NH),
                 part.known_NH,
-                self.decode_after(context, dream.latents_BTSD),
-                self.decode_after(context, self.clip(part.following_NH).latents_BTSD),
+                imagined_NHHWC,
+                self.decode_after(self.clip(part.context_NC), self.clip(part.following_NH).latents_BTSD),
             )
+
+    def played(self, use: str, windows: Continuations, act_NHA: np.ndarray) -> Iterator[np.ndarray]:
+        """Continues contexts by given actions: video of `ROWS` of them at a time, float in [0, 1]."""
+        config = replace(self.imagination, horizon=act_NHA.shape[1])
+        for start, part in windows.parts(ROWS):
+            context, noise = self.clip(part.context_NC), self.noise(use, start)
+            played = torch.from_numpy(act_NHA[start : start + ROWS]).to(self.device)
+            policy = self.heads.policy  # which is not asked
+            dream = imagine(self.dynamics, self.heads, policy, context, self.shortcut, config, noise, played)
+            yield self.decode_after(context, dream.latents_BTSD)
 
     def dreams(self, use: str, windows: Continuations, policy: PolicyHead) -> Iterator[Dream]:
         """Rollouts of a policy from the contexts, with the same noise for every policy."""

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from hashlib import blake2b
 
 import numpy as np
 
 from dreamer4.data.clips import Axis
+from dreamer4.data.distinct import digests
 from dreamer4.data.episodes import EpisodeDataset
 from dreamer4.errors import DataError
 from dreamer4.rng import numpy_generator
@@ -86,9 +86,8 @@ class Windows:
         """
         places = self._draw(use, np.flatnonzero(self.future_F > 0))
         first = {}
-        for place in places:  # one frame at a time: all of them need not fit into memory
-            frame = self.dataset.frames.take(self.axis.frames(place[None]))
-            first.setdefault(blake2b(frame.tobytes(), digest_size=16).digest(), place)
+        for place, digest in zip(places, digests(self.dataset, self.axis.frames(places)), strict=True):
+            first.setdefault(digest, place)
         return self._longest_first(np.array(list(first.values())[:count]), steps)
 
     def _longest_first(self, places_N: np.ndarray, steps: int) -> Continuations:

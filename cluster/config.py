@@ -33,9 +33,7 @@ class DataConfig:
     source: str | None = None  # a finished dataset, folder or URL, as `data import` makes; none: recordings are made
     mixture: tuple[str, ...] = ()  # further datasets for tokenizer and dynamics, such as films without actions
     weights: tuple[float, ...] = ()  # of the recordings and of each of those; none: every frame as often as others
-    half_success: bool = (
-        False  # [G] half of what the world model learns from, and of contexts, is of successful episodes
-    )
+    half_distinct: bool = False  # [G] half of the rows of the world model, and of contexts, hold distinct transitions
     frames: int = 60_000  # to record, in whole episodes
     shard_frames: int = 10_000  # per Arrow file
     codec: Literal["auto", "raw", "zstd", "h264"] = "raw"  # how frames are kept; auto: by their size

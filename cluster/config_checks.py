@@ -34,8 +34,8 @@ def _sizes(config: RunConfig) -> Iterator[str]:
                 build()
             except ConfigError as error:
                 yield f"{name}: {error}"
-    if config.data.half_success and config.data.mixture:
-        yield "data.half_success and data.mixture both say what tokenizer and dynamics learn from: use one of them"
+    if config.data.half_distinct and config.data.mixture:
+        yield "data.half_distinct and data.mixture both say what tokenizer and dynamics learn from: use one of them"
     steps = imagination.sampling_steps
     if steps < 1 or steps & (steps - 1) or steps > dynamics.k_max:
         yield f"imagination.sampling_steps must be a power of two up to dynamics.k_max ({dynamics.k_max}), got {steps}"

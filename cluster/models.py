@@ -12,6 +12,7 @@ from cluster.variants import IMITATIONS
 from dreamer4.agent import Heads
 from dreamer4.checkpoint import load_tensors
 from dreamer4.data.clips import ClipSampler
+from dreamer4.data.distinct import distinct_arrivals
 from dreamer4.data.episodes import EpisodeDataset
 from dreamer4.data.latents import LatentDataset
 from dreamer4.data.loader import Batches
@@ -82,30 +83,32 @@ class RunData:
         """What relevant rows of stage 3 are of, as `ClipSampler.mixture` takes it."""
         if self.run.config.agent_training.relevant == "events":
             return self.dataset.event_pairs
-        return self.successful_E
-
-    @property
-    def successful_E(self) -> np.ndarray:
-        """The training episodes that reached their goal."""
+        if self.run.config.data.half_distinct:
+            return self.distinct
         return self.dataset.success_E & self.training_E
 
+    @cached_property
+    def distinct(self) -> np.ndarray:
+        """Of the training episodes, every different transition once: the frame it led to."""
+        return distinct_arrivals(self.dataset, self.training_E, self.run.config.seed)
+
     def contexts(self) -> Batches:
-        """What dreams begin with: windows that end alive; half relevant with events as tasks or `half_success`."""
+        """What dreams begin with: windows that end alive; half relevant with events as tasks or `half_distinct`."""
         clips, config = self.clips("contexts", latents=True, ends_alive=True), self.run.config
-        halved = config.agent_training.relevant == "events" or config.data.half_success
+        halved = config.agent_training.relevant == "events" or config.data.half_distinct
         return Half(clips, self.relevant()) if halved else clips
 
     def mixed_clips(self, name: str, latents: bool = False) -> Batches:
         """What tokenizer and dynamics learn from: training episodes, mixed with all of further datasets by weight.
 
-        With `data.half_success` half of the rows are of successful episodes: they show places that few others reach.
+        With `data.half_distinct` half of the rows hold a transition that is drawn from the different ones.
 
         Raises:
             DataError: a dataset doesn't fit the recordings, or is not encoded.
         """
         clips, data, seed = self.clips(name, latents=latents), self.run.config.data, self.run.config.seed
-        if data.half_success:
-            return Half(clips, self.successful_E)
+        if data.half_distinct:
+            return Half(clips, self.distinct)
         if not self.mixture:
             return clips
         samplers = [clips]

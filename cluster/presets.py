@@ -115,7 +115,7 @@ def doorkey() -> RunConfig:
         env="MiniGrid-DoorKey-6x6-Hurry-v0",
         data=DataConfig(
             frames=88_000,
-            half_success=True,
+            half_distinct=True,
             demonstrator=Mixture(careful_share=0.0, careless_epsilon=0.4, dawdling=2),
         ),
         tokenizer=replace(

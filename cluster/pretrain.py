@@ -63,7 +63,7 @@ def build_learner(run: Run, stage: str) -> Learner:
             clips,
             relevant,
             config.seed,
-            halved=config.data.half_success,
+            halved=config.data.half_distinct,
         )
     if stage in IMITATIONS:
         imitation, training = IMITATIONS[stage], training_of(config, stage)

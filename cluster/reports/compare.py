@@ -141,9 +141,9 @@ def _world_models(names: list[str], runs: list[Path]) -> list[str]:
         for step in sorted({int(step) for one in diagnosed for step in one.get("recorded", {})}):
             name = f"{what} right after {step} recorded action{'s' * (step > 1)}"
             rows[name] = [_number(one, ".3f", "recorded", str(step), key) for one in diagnosed]
-    rows["agent right after 1 recorded action, distinct frames"] = [
-        _number(one, ".3f", "distinct", "recorded", "1", "pose") for one in diagnosed
-    ]
+    for kind in ("recorded", "random"):
+        name = f"agent right after 1 {kind} action, distinct frames"
+        rows[name] = [_number(one, ".3f", "distinct", kind, "1", "pose") for one in diagnosed]
     rows["rank correlation of imagined and real returns"] = [
         _number(one, ".2f", "ranking", "whole_episodes") for one in diagnosed
     ]

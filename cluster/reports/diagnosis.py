@@ -28,6 +28,11 @@ DEMANDS = (
     ("the world model moves the agent right one step ahead", ("recorded", "1", "pose"), 0.95),
     ("the world model moves the agent right where frames are rare", ("distinct", "recorded", "1", "pose"), 0.95),
     ("the world model moves the agent right sixteen steps ahead", ("recorded", "16", "pose"), 0.8),
+    (
+        "the world model knows where random actions lead where frames are rare",
+        ("distinct", "random", "1", "pose"),
+        0.95,
+    ),
     ("items persist for sixteen steps", ("recorded", "16", "kinds"), 0.95),
     ("the world model moves the agent right after one action of the policy", ("dynamics", "1", "pose"), 0.95),
     ("the world model moves the agent right after sixteen actions of the policy", ("dynamics", "16", "pose"), 0.8),
@@ -115,6 +120,8 @@ def _page(run: Run, found: dict[str, Any]) -> str:
             _steps(found["recorded"]),
             paragraph("The same from contexts that end at distinct frames: what is rare counts like what is frequent."),
             _steps(distinct["recorded"]),
+            paragraph("One random action there, whether it was ever recorded or not."),
+            _steps(distinct["random"]),
         )
     )
     for name, one in found["policies"].items():
@@ -122,6 +129,7 @@ def _page(run: Run, found: dict[str, Any]) -> str:
         parts.append(
             section(
                 f"{label(name)}: imagined, and really played with the same actions",
+                paragraph("After so many steps, or where the real episode ended before."),
                 _steps(one["dynamics"]),
                 table(["", "real", "imagined"], _heads(one)),
                 pictures([shown]),
@@ -166,9 +174,10 @@ def print_diagnosis(path: Path, found: dict[str, Any]) -> None:
     """The sentence, the shares of the headline, and where the page is."""
     print(found["verdict"])
     measured = {"recorded actions": found["recorded"], "the same, distinct frames": found["distinct"]["recorded"]}
+    measured["random action, distinct frames"] = found["distinct"]["random"]
     measured |= {label(name): one["dynamics"] for name, one in found["policies"].items()}
     for name, by_step in measured.items():
         for step, at in by_step.items():
             shown = "  ".join(f"{what} {at[key]:.3f}" for what, key in SHOWN_SHARES)
-            print(f"{name:28} {step:>3} steps  {shown}")
+            print(f"{name:30} {step:>3} steps  {shown}")
     print(path / "diagnosis" / "diagnosis.html")

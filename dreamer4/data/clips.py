@@ -172,6 +172,8 @@ class ClipSampler:
         if not len(places):
             raise DataError(f"no frame of '{self.dataset.folder}' is relevant for '{self.name}': nothing was reached")
         last = places[random.integers(len(places), size=batch)] + random.integers(length, size=batch)
+        if self.ends_alive:
+            last = last - self.dataset.is_terminal(self.axis.frames(last % len(self.axis)))
         return (last[:, None] - np.arange(length)[::-1]) % len(self.axis)
 
     def _reaching(

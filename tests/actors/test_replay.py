@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from actors.collector import Collector, recording_seed
-from actors.diagnosis import correlation, ranks, right
+from actors.diagnosis import agreement, correlation, ranks, right
 from actors.measures import tiles_in
 from actors.replay import Replay
 from dreamer4.data.episodes import EpisodeDataset
@@ -93,6 +93,20 @@ def test_a_door_that_is_open_is_still_a_door_and_a_key_that_is_carried_is_still_
     episode = recorded.episode(0)
     among, first, last = tiles_in(episode.frames_THWC), episode.frames_THWC[0], episode.frames_THWC[-1]
     assert right(last, first, among) == (False, False, True, False)
+
+
+def test_windows_that_end_early_count_as_they_ended_or_not_at_all(recorded):
+    """Of two windows one ends after two frames; there its last imagined frame is wrong, and later ones don't matter."""
+    frames = recorded.episode(0).frames_THWC[:5]
+    among = tiles_in(recorded.episode(0).frames_THWC)
+    real, last = np.stack([frames[1:], frames[1:]]), np.stack([frames[0]] * 2)
+    known, imagined = np.ones((2, 4), bool), real.copy()
+    known[1, 2:], imagined[1, 1] = False, recorded.episode(0).frames_THWC[-1]
+    going_on = agreement(imagined, real, known, last, (1, 2, 4, 16), among)
+    assert [(going_on[step]["n"], going_on[step]["frame"]) for step in "124"] == [(2, 1.0), (2, 0.5), (1, 1.0)]
+    ended = agreement(imagined, real, known, last, (1, 2, 4, 16), among, to_the_end=True)
+    assert [(ended[step]["n"], ended[step]["frame"]) for step in "124"] == [(2, 1.0), (2, 0.5), (2, 0.5)]
+    assert set(ended) == {"1", "2", "4"}, "dreams are no longer than that"
 
 
 def test_ranks_of_equal_values_are_shared_and_correlation_is_of_ranks():

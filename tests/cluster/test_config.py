@@ -33,7 +33,7 @@ ENV = EnvSpec("made up", (40, 40, 3), ActionSpace.discrete(5), ("one", "two"))
         (["resources.worker_gpus=-1"], ["negative"]),
         (["evaluation.episodes=0"], ["evaluation.episodes", "at least 1"]),
         (["agent_training.steps=0"], ["agent_training.steps", "at least 1"]),
-        (["data.half_success=true", 'data.mixture=["films"]'], ["data.half_success", "data.mixture", "one of them"]),
+        (["data.half_distinct=true", 'data.mixture=["films"]'], ["data.half_distinct", "data.mixture", "one of them"]),
         (["data.validation=0"], ["data.validation", "0.0"]),
         (["data.demonstrator.careful_share=1.5"], ["data.demonstrator.careful_share", "1.5"]),
         (

@@ -30,6 +30,7 @@ FOUND = {
     "distinct": {
         "tokenizer": {"n": 9, "pose": 1.0, "items": 1.0, "kinds": 1.0, "frame": 1.0},
         "recorded": {step: {**STEP} for step in ("1", "4", "16")},
+        "random": {"1": {**STEP}},
     },
     "policies": {"bc": POLICY, "pmpo": POLICY},
     "ranking": {"policies": 2, "same_moments": 1.0, "whole_episodes": NAN},
