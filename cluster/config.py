@@ -33,7 +33,7 @@ class DataConfig:
     source: str | None = None  # a finished dataset, folder or URL, as `data import` makes; none: recordings are made
     mixture: tuple[str, ...] = ()  # further datasets for tokenizer and dynamics, such as films without actions
     weights: tuple[float, ...] = ()  # of the recordings and of each of those; none: every frame as often as others
-    half_distinct: bool = False  # [G] half of the rows of the world model, and of contexts, hold distinct transitions
+    half_distinct: bool = False  # [G] half of the rows of the world model, and of contexts, hold distinct frames
     frames: int = 60_000  # to record, in whole episodes
     shard_frames: int = 10_000  # per Arrow file
     codec: Literal["auto", "raw", "zstd", "h264"] = "raw"  # how frames are kept; auto: by their size

@@ -12,7 +12,7 @@ from cluster.variants import IMITATIONS
 from dreamer4.agent import Heads
 from dreamer4.checkpoint import load_tensors
 from dreamer4.data.clips import ClipSampler
-from dreamer4.data.distinct import distinct_arrivals
+from dreamer4.data.distinct import distinct_frames
 from dreamer4.data.episodes import EpisodeDataset
 from dreamer4.data.latents import LatentDataset
 from dreamer4.data.loader import Batches
@@ -89,8 +89,8 @@ class RunData:
 
     @cached_property
     def distinct(self) -> np.ndarray:
-        """Of the training episodes, every different transition once: the frame it led to."""
-        return distinct_arrivals(self.dataset, self.training_E, self.run.config.seed)
+        """Frames of the training episodes in which everything that they show is equally often."""
+        return distinct_frames(self.dataset, self.training_E, self.run.config.seed)
 
     def contexts(self) -> Batches:
         """What dreams begin with: windows that end alive; half relevant with events as tasks or `half_distinct`."""
@@ -101,7 +101,7 @@ class RunData:
     def mixed_clips(self, name: str, latents: bool = False) -> Batches:
         """What tokenizer and dynamics learn from: training episodes, mixed with all of further datasets by weight.
 
-        With `data.half_distinct` half of the rows hold a transition that is drawn from the different ones.
+        With `data.half_distinct` half of the rows hold a frame that is drawn from the different ones.
 
         Raises:
             DataError: a dataset doesn't fit the recordings, or is not encoded.

@@ -20,18 +20,17 @@ def digests(dataset: EpisodeDataset, frame_N: np.ndarray) -> list[bytes]:
     return found
 
 
-def distinct_arrivals(dataset: EpisodeDataset, episodes_E: np.ndarray, seed: int) -> np.ndarray:
-    """Int64 `[V]`: one frame of the chosen episodes for every different way to arrive at a frame.
+def distinct_frames(dataset: EpisodeDataset, episodes_E: np.ndarray, seed: int, times: int = 8) -> np.ndarray:
+    """Int64 `[V]`: frames of the chosen episodes in which everything that they show is equally often.
 
-    A way is the frame before and the action chosen there; for the first frame of an episode, what it shows. Of equal
-    ones a random one is given.
+    Of equal frames there are `times`, different ones as far as there are as many, so that a draw from all of them is a
+    draw from what is shown, then from where it is shown.
     """
     axis = Axis.of(dataset, np.asarray(episodes_E, bool))
-    frame_F = axis.frames(np.arange(len(axis)))
-    seen, action_FA = digests(dataset, frame_F), dataset.act_out_FA[frame_F]
-    first_F = dataset.is_first(frame_F)
-    found: dict[bytes, int] = {}
-    for place in numpy_generator(seed, "distinct arrivals").permutation(len(frame_F)):
-        way = seen[place] if first_F[place] else seen[place - 1] + action_FA[place - 1].tobytes()
-        found.setdefault(way, int(frame_F[place]))
-    return np.sort(np.fromiter(found.values(), np.int64))
+    frame_F = numpy_generator(seed, "distinct frames").permutation(axis.frames(np.arange(len(axis))))
+    _, shown_F = np.unique(np.array(digests(dataset, frame_F)), return_inverse=True)
+    order = np.argsort(shown_F, kind="stable")
+    counts_U = np.bincount(shown_F)
+    starts_U = np.cumsum(counts_U) - counts_U
+    chosen_UN = starts_U[:, None] + np.arange(times) % counts_U[:, None]
+    return frame_F[order][chosen_UN].ravel()

@@ -143,7 +143,7 @@ def test_an_agent_learns_tasks_and_rewards_by_events_where_the_config_says_so(ru
     assert bool((rewards["events"] >= 1).all()) and not bool((rewards["all"] >= 1).all())
 
 
-def test_half_of_what_the_world_model_learns_from_may_be_of_distinct_transitions(tmp_path):
+def test_half_of_what_the_world_model_learns_from_may_be_of_distinct_frames(tmp_path):
     with Run.open(tmp_path / "run", configure(smoke(), ["data.half_distinct=true"])) as run:
         record(run, episodes=40)
         run.checkpoints("tokenizer").save(1, new_tokenizer(run).state_dict(), {}, run.identity())

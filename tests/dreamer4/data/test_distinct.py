@@ -1,3 +1,4 @@
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -6,7 +7,7 @@ import pytest
 from worlds import World, walk, write_walks
 
 from dreamer4.data.clips import ClipSampler
-from dreamer4.data.distinct import digests, distinct_arrivals
+from dreamer4.data.distinct import digests, distinct_frames
 from dreamer4.data.episodes import EpisodeDataset
 
 
@@ -17,43 +18,35 @@ def plain(tmp_path: Path) -> EpisodeDataset:
     return write_walks(tmp_path, [replace(one, frames_THWC=one.frames_THWC // 120 * 120) for one in walks])
 
 
-def ways(dataset: EpisodeDataset, frame_N: np.ndarray) -> list[tuple[bytes, ...]]:
-    """How each frame was arrived at, one frame after the other."""
-    found = []
-    for frame in frame_N.tolist():
-        if dataset.is_first(np.array([frame]))[0]:
-            found.append((dataset.frames.take(np.array([frame])).tobytes(),))
-        else:
-            before = np.array([frame - 1])
-            found.append((dataset.frames.take(before).tobytes(), dataset.act_out_FA[before].tobytes()))
-    return found
-
-
-def test_every_different_way_to_a_frame_is_there_once(plain: EpisodeDataset):
-    """Of episodes that were chosen; the same frame before another action is another way."""
+def test_everything_that_chosen_episodes_show_is_equally_often(plain: EpisodeDataset):
+    """A place that is often visited gives different frames, one that is seldom visited the same ones again."""
     chosen_E = np.arange(plain.episode_count) % 2 == 0
     episode_F = plain.episode_of(np.arange(plain.frame_count))
-    every = ways(plain, np.flatnonzero(chosen_E[episode_F]))
-    found = distinct_arrivals(plain, chosen_E, seed=3)
-    assert chosen_E[plain.episode_of(found)].all() and found.dtype == np.int64
-    assert len(ways(plain, found)) == len(set(every)) < len(every) / 4 and set(ways(plain, found)) == set(every)
-    assert len(found) > len(set(digests(plain, found))), "actions tell ways apart"
+    visits = Counter(digests(plain, np.flatnonzero(chosen_E[episode_F])))
+    times = min(visits.values()) + 2
+    assert max(visits.values()) > times
+    found = distinct_frames(plain, chosen_E, 3, times)
+    assert chosen_E[episode_F[found]].all()
+    assert Counter(digests(plain, found)) == dict.fromkeys(visits, times)
+    different = Counter(digests(plain, np.unique(found)))
+    assert different == {shown: min(count, times) for shown, count in visits.items()}
 
 
 def test_seeds_choose_among_equal_ones(plain: EpisodeDataset):
     everything = np.ones(plain.episode_count, bool)
-    first, again, other = (distinct_arrivals(plain, everything, seed).tolist() for seed in (3, 3, 4))
-    assert first == again and first != other
+    first, again, other = (distinct_frames(plain, everything, seed).tolist() for seed in (3, 3, 4))
+    assert first == again and sorted(first) != sorted(other)
 
 
-def test_where_no_two_frames_are_alike_every_frame_is_its_own(world: World):
+def test_where_no_two_frames_are_alike_all_are_equally_often(world: World):
     everything = np.ones(world.dataset.episode_count, bool)
-    assert distinct_arrivals(world.dataset, everything, 0).tolist() == list(range(world.dataset.frame_count))
+    found = distinct_frames(world.dataset, everything, 0, times=2)
+    assert np.array_equal(np.sort(found), np.repeat(np.arange(world.dataset.frame_count), 2))
 
 
 def test_windows_that_hold_such_frames_may_end_alive(plain: EpisodeDataset):
     everything = np.ones(plain.episode_count, bool)
-    frame_V = distinct_arrivals(plain, everything, 0)
+    frame_V = distinct_frames(plain, everything, 0)
     ends = {}
     for alive in (False, True):
         clips = ClipSampler(plain, everything, name="contexts", ends_alive=alive)
