@@ -81,9 +81,10 @@ class RunData:
 
     def relevant(self) -> np.ndarray:
         """What relevant rows of stage 3 are of, as `ClipSampler.mixture` takes it."""
-        if self.run.config.agent_training.relevant == "events":
+        relevant = self.run.config.agent_training.relevant
+        if relevant == "events":
             return self.dataset.event_pairs
-        if self.run.config.data.half_distinct:
+        if relevant == "all" and self.run.config.data.half_distinct:  # where no behaviour is cloned from them
             return self.distinct
         return self.dataset.success_E & self.training_E
 
@@ -95,8 +96,9 @@ class RunData:
     def contexts(self) -> Batches:
         """What dreams begin with: windows that end alive; half relevant with events as tasks or `half_distinct`."""
         clips, config = self.clips("contexts", latents=True, ends_alive=True), self.run.config
-        halved = config.agent_training.relevant == "events" or config.data.half_distinct
-        return Half(clips, self.relevant()) if halved else clips
+        if config.agent_training.relevant == "events":
+            return Half(clips, self.dataset.event_pairs)
+        return Half(clips, self.distinct) if config.data.half_distinct else clips
 
     def mixed_clips(self, name: str, latents: bool = False) -> Batches:
         """What tokenizer and dynamics learn from: training episodes, mixed with all of further datasets by weight.

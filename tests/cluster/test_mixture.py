@@ -153,3 +153,6 @@ def test_half_of_what_the_world_model_learns_from_may_be_of_distinct_frames(tmp_
     assert isinstance(clips, Half) and isinstance(contexts, Half) and not isinstance(data.clips("agent"), Half)
     assert np.array_equal(clips.relevant_E, data.distinct) and np.array_equal(contexts.relevant_E, data.distinct)
     assert data.training_E[data.dataset.episode_of(data.distinct)].all()
+    assert np.array_equal(data.relevant(), data.distinct)
+    run.config = configure(run.config, ["agent_training.relevant=success"])  # of which behaviour is cloned
+    assert np.array_equal(data.relevant(), data.dataset.success_E & data.training_E)
