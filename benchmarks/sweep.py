@@ -80,15 +80,23 @@ def play(path: Path, preset_name: str, seed: int, cell: Cell, windows: int) -> N
     program = str(Path(sys.executable).with_name("dreamer4"))
     path.parent.mkdir(parents=True, exist_ok=True)
     quickstart = ["quickstart", "--preset", preset_name, "--run", str(path), f"seed={seed}", *cell.settings]
-    commands = [quickstart]
-    if windows and not (path / "diagnosis" / "diagnosis.json").exists():
-        commands.append(["diagnose", "--run", str(path), "--windows", str(windows)])
+    diagnose = ["diagnose", "--run", str(path), "--windows", str(windows)]
     file = path.parent / f"{path.name}.log"
     with open(file, "a") as log:
-        for command in commands:
+        for command in (quickstart, diagnose):
+            if command is diagnose and (not windows or diagnosed(path)):
+                continue
             if subprocess.run([program, *command], stdout=log, stderr=log).returncode != 0:
                 raise RuntimeError(f"`dreamer4 {' '.join(command)}` failed: see {file}")
     print(f"done    {path}", flush=True)
+
+
+def diagnosed(path: Path) -> bool:
+    """Whether the diagnosis knows all policies that were played in the real environment."""
+    file = path / "diagnosis" / "diagnosis.json"
+    if not file.exists():
+        return False
+    return all(played.stat().st_mtime <= file.stat().st_mtime for played in (path / "evaluation").glob("*.json"))
 
 
 def play_all(runs: Sequence[Callable[[], None]], parallel: int) -> list[str]:
@@ -165,6 +173,8 @@ def main() -> int:
     parser.add_argument("--plot", type=Path, help="PNG of success against CPU minutes")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="copy there what the tables are made of")
     options = parser.parse_args()
+    if any(len(varied) == 1 for varied in options.vary):
+        parser.error("--vary wants a key and at least one value")
     grid = cells(options.preset, options.budgets, options.vary, options.settings)
     failures = play_all(
         [

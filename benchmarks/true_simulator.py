@@ -231,7 +231,7 @@ def experiment(options: argparse.Namespace) -> dict[str, dict[str, float]]:
     limit = gym.spec(name).kwargs["max_steps"] if options.limit is None else options.limit
     gym.registry[name].kwargs["max_steps"] = limit
     simulator = Simulator(gym.spec(name).kwargs["size"], limit)
-    mixture = Mixture(options.careful_share, options.epsilon, options.epsilon, options.dawdling)
+    mixture = Mixture(options.careful_share, options.epsilon, options.epsilon, options.dawdling, options.lost_share)
     data, first = record(name, mixture, options.recordings, seed), starts(name, options.episodes)
     returns = data.return_E
     results = {"demonstrator": {"success": float((returns > 0).mean()), "return": float(returns.mean())}}
@@ -277,6 +277,7 @@ def main() -> None:
     parser.add_argument("--epsilon", type=float, default=0.1)
     parser.add_argument("--dawdling", type=int, default=2)
     parser.add_argument("--careful-share", type=float, default=0.0)
+    parser.add_argument("--lost-share", type=float, default=0.0)
     parser.add_argument("--episodes", type=int, default=500)
     parser.add_argument("--clone-steps", type=int, default=800)
     parser.add_argument("--iql-steps", type=int, default=2000)

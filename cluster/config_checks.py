@@ -101,7 +101,10 @@ def _counts(config: RunConfig) -> Iterator[str]:
 def _shares(config: RunConfig) -> Iterator[str]:
     """Numbers that are a part of 1."""
     sections = {
-        "data.demonstrator": (config.data.demonstrator, ("careful_share", "careful_epsilon", "careless_epsilon")),
+        "data.demonstrator": (
+            config.data.demonstrator,
+            ("careful_share", "careful_epsilon", "careless_epsilon", "lost_share"),
+        ),
         "shortcut": (config.shortcut, ("context_share", "pure_noise", "bootstrap_rows")),
         "agent_training": (config.agent_training, ("image_share", "context_share")),
     }

@@ -1,5 +1,6 @@
 """Sweeps of whole runs: what each is called and set to, what becomes of failures, and the tables at the end."""
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -36,6 +37,27 @@ def test_a_run_that_fails_is_named_with_its_log(tmp_path, monkeypatch, capsys):
     assert sweep.main() == 1
     log = tmp_path / "runs" / "seed0.log"
     assert f"failed: see {log}" in capsys.readouterr().err and "did you mean 'dynamics.width'" in log.read_text()
+
+
+def test_a_key_without_values_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["sweep", str(tmp_path), "--vary", "data.frames"])
+    with pytest.raises(SystemExit):
+        sweep.main()
+    assert "--vary wants a key and at least one value" in capsys.readouterr().err
+
+
+def test_a_diagnosis_is_made_again_when_another_policy_was_played(tmp_path):
+    file = tmp_path / "diagnosis" / "diagnosis.json"
+    assert not sweep.diagnosed(tmp_path)
+    for folder in ("diagnosis", "evaluation"):
+        (tmp_path / folder).mkdir()
+    write_json(tmp_path / "evaluation" / "bc.json", {})
+    write_json(file, {})
+    os.utime(tmp_path / "evaluation" / "bc.json", (1000, 1000))
+    os.utime(file, (1001, 1001))
+    assert sweep.diagnosed(tmp_path)
+    write_json(tmp_path / "evaluation" / "iql.json", {})
+    assert not sweep.diagnosed(tmp_path)
 
 
 def test_others_go_on_when_one_fails():

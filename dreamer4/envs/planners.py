@@ -99,14 +99,15 @@ class Mixture:
     """A careful player in `careful_share` of the episodes, a careless one in the others, each with its slips.
 
     Levels of BabyAI are played by their bot in both cases, with the two rates of slips. In key-door-goal tasks a
-    careless player does one stage of the three well and dawdles in the others. A player that is lost acts at random for
-    the rest of the episode.
+    careless player does one stage of the three well and dawdles in the others; or it does key and door well and is lost
+    in the goal's room. A player that is lost acts at random for the rest of the episode.
     """
 
     careful_share: float = 0.5
     careful_epsilon: float = 0.3  # probability of a uniform random action instead
     careless_epsilon: float = 0.1
     dawdling: int = 2  # full turns on the spot before a stage that the player is not good at
+    lost_share: float = 0.0  # of the careless players of key-door-goal tasks: who don't know where the goal is
 
 
 # Environments where nothing but walls, balls and lava is between the agent and the goal.
@@ -137,8 +138,11 @@ def planner_for(name: str) -> PlannerFactory:
 def _key_door_planner(
     env: gym.Env[Any, Any], careful: bool, mixture: Mixture, random: np.random.Generator
 ) -> KeyDoorPlanner:
-    good_at = STAGES if careful else (STAGES[random.integers(len(STAGES))],)
-    return KeyDoorPlanner(env, good_at, mixture.dawdling, random)
+    if careful:
+        return KeyDoorPlanner(env, STAGES, mixture.dawdling, random)
+    good_at = (STAGES[random.integers(len(STAGES))],)
+    lost = mixture.lost_share > 0 and random.random() < mixture.lost_share  # draws nothing where nobody is
+    return KeyDoorPlanner(env, STAGES[:2] if lost else good_at, mixture.dawdling, random, knows_goal=not lost)
 
 
 class Demonstrator:

@@ -2,7 +2,8 @@
 
 It begins the other two by turning on the spot, either way, twice around or as often as it is told. All three kinds of
 player together show every stage done well, but never in one episode. Who imitates them, or the best of them, or what
-most of them do, dawdles as well; who puts the good parts together need not.
+most of them do, dawdles as well; who puts the good parts together need not. There may be others who are good at the
+first two stages and then wander about: they show what is beyond the door, and where they are so is not worth more.
 """
 
 from collections import deque
@@ -31,11 +32,19 @@ class KeyDoorPlanner:
         good_at: the stages that are done without dawdling.
         dawdling: full turns at the beginning of every other stage.
         random: decides, for each stage, which way they go.
+        knows_goal: otherwise the player is lost in the goal's room.
     """
 
-    def __init__(self, env: gym.Env[Any, Any], good_at: tuple[str, ...], dawdling: int, random: np.random.Generator):
+    def __init__(
+        self,
+        env: gym.Env[Any, Any],
+        good_at: tuple[str, ...],
+        dawdling: int,
+        random: np.random.Generator,
+        knows_goal: bool = True,
+    ):
         self.base: Any = env.unwrapped
-        self.good_at = good_at
+        self.good_at, self.knows_goal = good_at, knows_goal
         self.way = {stage: int(random.choice([LEFT, RIGHT])) for stage in STAGES}
         self.turns = {stage: 0 if stage in good_at else 4 * dawdling for stage in STAGES}  # quarters, still to be made
 
@@ -47,8 +56,10 @@ class KeyDoorPlanner:
         return "door" if self.base.carrying is not None or not door.is_locked else "key"
 
     def act(self, last_action: int | None) -> int | None:
-        """The next action, or none where there is no way, such as past a key that a slip has dropped in the door."""
+        """The next action, or none where the player is lost or there is no way, as past a key dropped in the door."""
         stage, pose = self.stage(), self._pose()
+        if stage == "goal" and not self.knows_goal and pose[0] > self._find("door").init_pos[0]:
+            return None
         if self.turns[stage]:
             self.turns[stage] -= 1
             return self.way[stage]

@@ -55,6 +55,32 @@ def test_no_recording_is_good_throughout_though_every_stage_is_done_well_in_some
     assert min(episode.length - 1 for episode in careful if episode.success) < 10, "negative control"
 
 
+def test_who_does_not_know_the_goal_is_quick_at_key_and_door_and_lost_behind_it():
+    env = make_minigrid(SLOW)
+    for seed in range(20):
+        way, stages, _ = play(env, seed)
+        env.reset(seed=seed)
+        planner = KeyDoorPlanner(env, STAGES[:2], 2, np.random.default_rng(0), knows_goal=False)
+        door = next(x for x in env.unwrapped.grid.grid if x is not None and x.type == "door").init_pos[0]
+        for action in way[: stages.index("goal")]:
+            assert planner.act(None) == action
+            env.step(action)
+        for _ in range(40):  # turns on the spot before the third stage, as others do, and then through the door
+            action = planner.act(None)
+            assert (action is None) == (env.unwrapped.agent_pos[0] > door)
+            if action is None:
+                break
+            env.step(action)
+        assert action is None
+
+
+def test_share_of_players_who_are_lost():
+    recorded = Collector(HURRY, Mixture(0.0, careless_epsilon=0.4, lost_share=0.5), 0).collect(0, 400)
+    lost = [episode for episode in recorded if episode.source == "good at key, door, epsilon 0.4"]
+    assert len(lost) / len(recorded) == pytest.approx(0.5, abs=0.08)
+    assert {episode.source for episode in recorded} > {f"good at {stage}, epsilon 0.4" for stage in STAGES}
+
+
 def test_who_is_stopped_by_the_clock_is_not_at_a_terminal_frame():
     recorded = Collector(HURRY, NOBODY_IS_GOOD, 0).collect(0, 40)
     assert any(episode.success for episode in recorded)
