@@ -17,8 +17,9 @@ from actors.measures import mean_and_error, mean_or_nan, tiles_in, to_bytes
 from actors.replay import Outcome, Replay
 from actors.windows import Continuations, Windows
 from dreamer4.envs.minigrid import Tile, classify
-from dreamer4.heads import PolicyHead
+from dreamer4.heads import PolicyHead, ScalarHead
 from dreamer4.imagination import Dream
+from dreamer4.returns import lambda_returns
 
 AGENT = "agent"
 SCENERY = ("empty", "wall")
@@ -104,6 +105,7 @@ class Diagnosis:
         lens: the models, and how they are sampled; dreams are as long as its imagination's horizon.
         policies: whose actions are dreamt and replayed, by name.
         returns: of the same policies in the real environment, by name, where they are known.
+        values: the value heads that were trained beside some of the policies, by their names.
     """
 
     def __init__(
@@ -114,8 +116,9 @@ class Diagnosis:
         policies: Mapping[str, PolicyHead],
         discount: float,
         returns: Mapping[str, float] | None = None,
+        values: Mapping[str, ScalarHead] | None = None,
     ):
-        self.lens, self.windows, self.replay = lens, windows, replay
+        self.lens, self.windows, self.replay, self.values = lens, windows, replay, dict(values or {})
         self.policies, self.discount, self.returns = dict(policies), discount, dict(returns or {})
         self.dataset, self.horizon = replay.dataset, lens.imagination.horizon
 
@@ -129,7 +132,7 @@ class Diagnosis:
         distinct = self.windows.distinct("diagnosis", count, self.horizon)
         seen = np.concatenate([windows.context_NC, distinct.context_NC])
         self.among = tiles_in(self.dataset.frames.take(np.unique(seen)))
-        by_policy = {name: self._replayed(policy, windows, steps) for name, policy in self.policies.items()}
+        by_policy = {name: self._replayed(name, windows, steps) for name in self.policies}
         return {
             "tokenizer": self._tokenizer(windows),
             "recorded": self._recorded(windows, steps),
@@ -171,9 +174,9 @@ class Diagnosis:
         last = self.dataset.frames.take(windows.context_NC[:, -1])
         return agreement(imagined, outcome.frames_NHHWC, outcome.known_NH, last, (1,), self.among)
 
-    def _replayed(self, policy: PolicyHead, windows: Continuations, steps: tuple[int, ...]) -> dict[str, Any]:
+    def _replayed(self, name: str, windows: Continuations, steps: tuple[int, ...]) -> dict[str, Any]:
         """A policy's dreams against the same actions in the real environment."""
-        dreams, frames = [], []
+        policy, dreams, frames = self.policies[name], [], []
         for (_, part), dream in zip(windows.parts(ROWS), self.lens.dreams("diagnosis", windows, policy), strict=True):
             dreams.append(dream)
             frames.append(to_bytes(self.lens.decode_after(self.lens.clip(part.context_NC), dream.latents_BTSD)))
@@ -186,9 +189,32 @@ class Diagnosis:
             "dynamics": agreement(imagined, real, known, last, steps, self.among, to_the_end=True),
             **self._heads(dreams, outcome),
         }
+        if name in self.values:
+            found["values"] = self._values(self.values[name], dreams, outcome)
         shown = slice(SHOWN)
         frames = {"last": last[shown], "real": outcome.frames_NHHWC[shown], "known": outcome.known_NH[shown]}
         return {**found, "frames": {**frames, "imagined": imagined[shown]}}
+
+    @torch.no_grad()
+    def _values(self, head: ScalarHead, dreams: list[Dream], outcome: Outcome) -> dict[str, Any]:
+        """What a value head expects at the contexts; what it should by the dreams; and what was really returned.
+
+        A dream that goes on after the horizon is valued at its last frame. What reality pays after it is not known, so
+        real returns compare where nearly all episodes end within the horizon.
+        """
+        expected, dreamt = [], []
+        for dream in dreams:
+            value = head.predict(dream.features_BTM)
+            expected.append(value[:, 0])
+            dreamt.append(lambda_returns(dream.reward_BT, dream.continue_BT, value, self.discount, 1.0)[:, 0])
+        expected_N, dreamt_N = (torch.cat(parts).float().cpu().numpy() for parts in (expected, dreamt))
+        real_N = (outcome.reward_NH * self.discount ** np.arange(self.horizon)).sum(axis=1)
+        return {
+            "expected": mean_and_error(expected_N),
+            "dreamt": mean_and_error(dreamt_N),
+            "correlation_dreamt": correlation(expected_N, dreamt_N),
+            "correlation_real": correlation(expected_N, real_N),
+        }
 
     def _heads(self, dreams: list[Dream], outcome: Outcome) -> dict[str, Any]:
         """Rewards, ends and discounted returns, as they were dreamt and as they were."""

@@ -2,19 +2,23 @@
 
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from actors.diagnosis import Diagnosis
 from actors.inspector import GRID_WORLDS
 from actors.lens import Lens
 from actors.replay import Replay
 from actors.windows import Windows
-from cluster.models import RunData, load_agent, load_policy, load_tokenizer
+from cluster.models import RunData, load_agent, load_policy, load_tokenizer, load_value
 from cluster.reports import strips
 from cluster.reports.page import page, paragraph, pictures, section, table
 from cluster.reports.results import label, read_evaluations
 from cluster.run import Run
+from cluster.telemetry import read_metrics
 from cluster.variants import IMITATIONS, VARIANTS
 from dreamer4.data.clips import ClipSampler
 from dreamer4.errors import RunError
@@ -39,6 +43,15 @@ DEMANDS = (
     ("items are as they should after sixteen actions of the policy", ("dynamics", "16", "items"), 0.95),
     ("imagined returns follow the real ones from the same moments (correlation)", ("returns", "correlation"), 0.8),
 )
+LEARNING = {  # metrics of stage 4 and their names
+    "imagined_return": "imagined return",
+    "ended": "dreams that end",
+    "entropy": "entropy",
+    "kl": "KL to the clone",
+    "advantage_positive": "advantages from 0 on",
+    "value": "value loss",
+    "staleness": "staleness",
+}
 SHOWN_SHARES = (("agent", "pose"), ("items", "items"), ("kinds of items", "kinds"))
 
 
@@ -67,11 +80,28 @@ def diagnose(run: Run, windows: int) -> dict[str, Any]:
         {name: load_policy(run, name) for name in names},
         config.policy.discount,
         returns,
+        {"pmpo": load_value(run)} if "pmpo" in names else {},
     ).measure(windows)
+    found["learning"] = _learning(read_metrics(run.metrics_path, "policy"))
     write_atomic(run.path / "diagnosis" / "diagnosis.html", _page(run, found).encode())
     numbers = _numbers(found)
     write_json(run.path / "diagnosis" / "diagnosis.json", numbers)
     return numbers
+
+
+def _learning(updates: list[dict[str, Any]], parts: int = 8) -> list[dict[str, float]]:
+    """Means over stretches of stage 4, of what tells how it went."""
+    stretches = [stretch for stretch in np.array_split(np.array(updates, object), parts) if len(stretch)]
+    return [
+        {"update": stretch[-1]["step"] + 1, **{key: _mean(row.get(key) for row in stretch) for key in LEARNING}}
+        for stretch in stretches
+    ]
+
+
+def _mean(values: Iterable[float | None]) -> float:
+    """Not a number where none is known: what was not finite is null in the metrics."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else math.nan
 
 
 def _heads_of_the_world_model(run: Run) -> list[str]:
@@ -135,6 +165,8 @@ def _page(run: Run, found: dict[str, Any]) -> str:
                 pictures([shown]),
             )
         )
+    if found["learning"]:
+        parts.append(section("How stage 4 went", paragraph(_stage4(run)), _progress(found["learning"])))
     ranking = found["ranking"]
     parts.append(
         section(
@@ -157,10 +189,24 @@ def _steps(found: dict[str, dict[str, float]]) -> str:
     return table(head, rows)
 
 
+def _stage4(run: Run) -> str:
+    imagination, policy = run.config.imagination, run.config.policy
+    return (
+        f"Rollouts of {imagination.horizon} steps from contexts of {imagination.context} frames, "
+        f"{policy.batch * policy.rollouts_per_step} per update, at most {policy.max_staleness} updates old; KL weight "
+        f"{policy.beta:g}, discount {policy.discount:g}, lambda {policy.lam:g}. Means since the row above."
+    )
+
+
+def _progress(learning: list[dict[str, float]]) -> str:
+    rows = [[str(row["update"]), *(f"{row[key]:.3f}" for key in LEARNING)] for row in learning]
+    return table(["update", *LEARNING.values()], rows)
+
+
 def _heads(one: dict[str, Any]) -> list[list[str]]:
     reward, goes_on, returns = one["reward"], one["continues"], one["returns"]
     real, imagined = returns["real"], returns["imagined"]
-    return [
+    rows = [
         ["reward where one is paid", f"{reward['real_when_paid']:.3f}", f"{reward['imagined_when_paid']:.3f}"],
         ["reward elsewhere", "0.000", f"{reward['imagined_otherwise']:.3f}"],
         ["going on after the end", "0.000", f"{goes_on['terminal']:.3f}"],
@@ -168,6 +214,18 @@ def _heads(one: dict[str, Any]) -> list[list[str]]:
         ["discounted return", *(f"{x['mean']:.3f} ± {x['stderr']:.3f}" for x in (real, imagined))],
         ["correlation of the two", "", f"{returns['correlation']:.3f}"],
     ]
+    if "values" in one:
+        values = one["values"]
+        expected, dreamt = (
+            f"{values[name]['mean']:.3f} ± {values[name]['stderr']:.3f}" for name in ("expected", "dreamt")
+        )
+        correlations = (f"{values[f'correlation_{name}']:.3f}" for name in ("real", "dreamt"))
+        rows += [
+            ["value expected at the context", "", expected],
+            ["imagined return, with the value at its end", "", dreamt],
+            ["correlation of expected values with returns", *correlations],
+        ]
+    return rows
 
 
 def print_diagnosis(path: Path, found: dict[str, Any]) -> None:

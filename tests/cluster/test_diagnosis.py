@@ -1,4 +1,5 @@
 import json
+import math
 from copy import deepcopy
 from types import SimpleNamespace
 from typing import Any
@@ -6,7 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cluster.reports.diagnosis import DEMANDS, _numbers, _page, verdict
+from cluster.presets import laptop
+from cluster.reports.diagnosis import DEMANDS, _learning, _numbers, _page, verdict
+from cluster.settings import override
 
 NAN = float("nan")
 SHARES = {"pose": 0.99, "items": 0.99, "kinds": 0.99, "frame": 0.98}
@@ -24,6 +27,12 @@ POLICY: dict[str, Any] = {
     },
     "frames": {**FRAMES, "last": FRAMES["real"][:, 0], "known": np.ones((2, 3), bool)},
 }
+VALUES = {
+    "expected": {"mean": 0.41, "stderr": 0.01},
+    "dreamt": {"mean": 0.42, "stderr": 0.02},
+    "correlation_dreamt": 0.7,
+    "correlation_real": 0.6,
+}
 FOUND = {
     "tokenizer": {"n": 40, "pose": 1.0, "items": 1.0, "kinds": 1.0, "frame": 1.0},
     "recorded": {step: {**STEP} for step in ("1", "4", "16")},
@@ -32,7 +41,8 @@ FOUND = {
         "recorded": {step: {**STEP} for step in ("1", "4", "16")},
         "random": {"1": {**STEP}},
     },
-    "policies": {"bc": POLICY, "pmpo": POLICY},
+    "policies": {"bc": POLICY, "pmpo": {**POLICY, "values": VALUES}},
+    "learning": [],
     "ranking": {"policies": 2, "same_moments": 1.0, "whole_episodes": NAN},
 }
 
@@ -67,8 +77,20 @@ def test_what_could_not_be_measured_is_blamed_on_nobody_and_null_in_json():
     assert "frames" not in numbers["policies"]["pmpo"] and numbers["tokenizer"]["pose"] == 1.0
 
 
+def test_learning_is_told_in_stretches_that_leave_out_what_is_not_known():
+    updates = [{"step": step, "entropy": float(step), "kl": None if step < 2 else 0.5} for step in range(10)]
+    found = _learning(updates, parts=5)
+    assert [row["update"] for row in found] == [2, 4, 6, 8, 10]
+    assert [row["entropy"] for row in found] == [0.5, 2.5, 4.5, 6.5, 8.5]
+    assert math.isnan(found[0]["kl"]) and found[1]["kl"] == 0.5
+    assert _learning([]) == []
+
+
 def test_page_shows_sentence_numbers_and_pictures():
-    run: Any = SimpleNamespace(path=SimpleNamespace(name="mine"), config=SimpleNamespace(env="grid"))
-    text = _page(run, spoilt(("tokenizer", "pose")))
+    run: Any = SimpleNamespace(path=SimpleNamespace(name="mine"), config=override(laptop(), ["policy.beta=0.37"]))
+    learning = _learning([{"step": step, "entropy": 0.123 * step} for step in range(3)])
+    text = _page(run, {**spoilt(("tokenizer", "pose")), "learning": learning})
     assert "The ceiling is here: the tokenizer keeps" in text and text.count("data:image/png") == 4
+    assert "KL weight 0.37" in text and "0.246" in text
+    assert text.count("0.410 ± 0.010") == text.count("0.420 ± 0.020") == 1, "values of the one policy that has them"
     assert "0.200 ± 0.020" in text and "0.300 ± 0.010" in text

@@ -1,6 +1,7 @@
 """The real thing: `dreamer4 quickstart --smoke` as a user runs it; in the drill, killed and started again."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -91,6 +92,24 @@ def test_smoke_does_every_stage_and_writes_a_report(whole: Path) -> None:
         record = json.loads((whole / "evaluation" / f"{policy}.json").read_text())
         assert record["episodes"] == run.config.evaluation.episodes == len(record["returns"])
         assert f"{record['mean_return']:.3f}" in page
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("ray")
+def test_diagnosis_measures_every_part_of_the_run(whole: Path) -> None:
+    assert main(["diagnose", "--run", str(whole), "--windows", "24"]) == 0
+    found = json.loads((whole / "diagnosis" / "diagnosis.json").read_text())
+    assert found["verdict"].startswith("The ceiling is here: the tokenizer"), "with hardly any training"
+    assert 0 <= found["distinct"]["random"]["1"]["pose"] < 0.9
+    assert set(found["policies"]) == {"bc", "pmpo", "filtered_bc"}
+    values = found["policies"]["pmpo"]["values"]
+    assert math.isfinite(values["expected"]["mean"]) and math.isfinite(values["dreamt"]["mean"])
+    assert "values" not in found["policies"]["bc"], "no value head was trained beside it"
+    steps = Run.attach(whole).config.policy.steps
+    assert [row["update"] for row in found["learning"]] == list(range(1, steps + 1))
+    assert all(math.isfinite(row["entropy"]) and row["staleness"] >= 0 for row in found["learning"])
+    page = (whole / "diagnosis" / "diagnosis.html").read_text()
+    assert "How stage 4 went" in page and f"{values['expected']['mean']:.3f}" in page
 
 
 @pytest.mark.cluster
