@@ -172,7 +172,7 @@ def main() -> int:
     parser.add_argument("--windows", type=int, default=256, help="that `dreamer4 diagnose` looks at; 0: it is left out")
     parser.add_argument("--plot", type=Path, help="PNG of success against CPU minutes")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="copy there what the tables are made of")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     if any(len(varied) == 1 for varied in options.vary):
         parser.error("--vary wants a key and at least one value")
     grid = cells(options.preset, options.budgets, options.vary, options.settings)
