@@ -89,9 +89,11 @@ def _local(config: RunConfig, folder: Path) -> Iterator[str]:
             _system_config={"worker_niceness": WORKER_NICENESS},
             _temp_dir=str(folder / "ray"),  # which Ray opens to everybody, so it lies within a folder that is ours
         )
-    except (OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # Ray raises this very class where its processes need more than 30 s to come up
         ray.shutdown()
-        raise RunError(f"can't start Ray: {_first_line(error)}") from error
+        raise RunError(
+            f"can't start Ray: {_first_line(error)}: if this machine was busy, give the same command again"
+        ) from error
     try:
         _check_gpus(config, ray.cluster_resources().get("GPU", 0))
         yield _url(context.dashboard_url)
