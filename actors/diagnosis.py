@@ -195,6 +195,10 @@ class Diagnosis:
         frames = {"last": last[shown], "real": outcome.frames_NHHWC[shown], "known": outcome.known_NH[shown]}
         return {**found, "frames": {**frames, "imagined": imagined[shown]}}
 
+    def _returned(self, outcome: Outcome) -> np.ndarray:
+        """Real discounted returns `[N]` over the horizon."""
+        return (outcome.reward_NH * self.discount ** np.arange(self.horizon)).sum(axis=1)
+
     @torch.no_grad()
     def _values(self, head: ScalarHead, dreams: list[Dream], outcome: Outcome) -> dict[str, Any]:
         """What a value head expects at the contexts; what it should by the dreams; and what was really returned.
@@ -208,12 +212,11 @@ class Diagnosis:
             expected.append(value[:, 0])
             dreamt.append(lambda_returns(dream.reward_BT, dream.continue_BT, value, self.discount, 1.0)[:, 0])
         expected_N, dreamt_N = (torch.cat(parts).float().cpu().numpy() for parts in (expected, dreamt))
-        real_N = (outcome.reward_NH * self.discount ** np.arange(self.horizon)).sum(axis=1)
         return {
             "expected": mean_and_error(expected_N),
             "dreamt": mean_and_error(dreamt_N),
             "correlation_dreamt": correlation(expected_N, dreamt_N),
-            "correlation_real": correlation(expected_N, real_N),
+            "correlation_real": correlation(expected_N, self._returned(outcome)),
         }
 
     def _heads(self, dreams: list[Dream], outcome: Outcome) -> dict[str, Any]:
@@ -225,7 +228,7 @@ class Diagnosis:
         known, paid, terminal = outcome.known_NH, outcome.reward_NH > 0, outcome.terminal_NH
         alive = np.concatenate([np.ones_like(goes_on[:, :1]), np.cumprod(goes_on, axis=1)[:, :-1]], axis=1)
         powers = self.discount ** np.arange(self.horizon)
-        imagined, real = (reward * alive * powers).sum(axis=1), (outcome.reward_NH * powers).sum(axis=1)
+        imagined, real = (reward * alive * powers).sum(axis=1), self._returned(outcome)
         return {
             "reward": {
                 "n_paid": int(paid.sum()),

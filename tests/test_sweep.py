@@ -33,7 +33,7 @@ def test_every_budget_meets_every_combination():
 
 
 def test_a_run_that_fails_is_named_with_its_log(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["sweep", str(tmp_path / "runs"), "dynamics.widht=3", "--preset", "smoke"])
+    monkeypatch.setattr(sys, "argv", ["sweep", str(tmp_path / "runs"), "--preset", "smoke", "dynamics.widht=3"])
     assert sweep.main() == 1
     log = tmp_path / "runs" / "seed0.log"
     assert f"failed: see {log}" in capsys.readouterr().err and "did you mean 'dynamics.width'" in log.read_text()

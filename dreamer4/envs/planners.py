@@ -141,7 +141,7 @@ def _key_door_planner(
     if careful:
         return KeyDoorPlanner(env, STAGES, mixture.dawdling, random)
     good_at = (STAGES[random.integers(len(STAGES))],)
-    lost = mixture.lost_share > 0 and random.random() < mixture.lost_share  # draws nothing where nobody is
+    lost = mixture.lost_share > 0 and random.random() < mixture.lost_share  # draws nothing where nobody can be
     return KeyDoorPlanner(env, STAGES[:2] if lost else good_at, mixture.dawdling, random, knows_goal=not lost)
 
 

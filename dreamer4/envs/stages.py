@@ -3,7 +3,7 @@
 It begins the other two by turning on the spot, either way, twice around or as often as it is told. All three kinds of
 player together show every stage done well, but never in one episode. Who imitates them, or the best of them, or what
 most of them do, dawdles as well; who puts the good parts together need not. There may be others who are good at the
-first two stages and then wander about: they show what is beyond the door, and where they are so is not worth more.
+first two stages and lost beyond the door: they show what is there, and seldom how the goal is reached.
 """
 
 from collections import deque

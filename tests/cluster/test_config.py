@@ -36,6 +36,7 @@ ENV = EnvSpec("made up", (40, 40, 3), ActionSpace.discrete(5), ("one", "two"))
         (["data.half_distinct=true", 'data.mixture=["films"]'], ["data.half_distinct", "data.mixture", "one of them"]),
         (["data.validation=0"], ["data.validation", "0.0"]),
         (["data.demonstrator.careful_share=1.5"], ["data.demonstrator.careful_share", "1.5"]),
+        (["data.demonstrator.lost_share=-0.1"], ["data.demonstrator.lost_share", "-0.1"]),
         (
             ["shortcut.drafts=true", "shortcut.context_share=0"],
             ["agent_training.context_share (0.75)", "shortcut.drafts"],
