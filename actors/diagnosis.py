@@ -98,6 +98,46 @@ def correlation(a_N: np.ndarray, b_N: np.ndarray) -> float:
     return float(np.corrcoef(a_N, b_N)[0, 1]) if len(a_N) > 1 and a_N.std() > 0 and b_N.std() > 0 else float("nan")
 
 
+def dreamt_and_real(dreams: list[Dream], outcome: Outcome, discount: float) -> dict[str, Any]:
+    """Rewards, ends and discounted returns, as they were dreamt and as they were.
+
+    How much a goal pays may depend on a clock that no frame shows. `correlation_paid` is with returns in which every
+    real payment is 1: only whether and when there is one matters.
+    """
+    reward, goes_on = (
+        torch.cat([getattr(dream, name) for dream in dreams]).float().cpu().numpy()
+        for name in ("reward_BT", "continue_BT")
+    )
+    known, paid, terminal = outcome.known_NH, outcome.reward_NH > 0, outcome.terminal_NH
+    alive = np.concatenate([np.ones_like(goes_on[:, :1]), np.cumprod(goes_on, axis=1)[:, :-1]], axis=1)
+    imagined, real = discounted(reward * alive, discount), discounted(outcome.reward_NH, discount)
+    return {
+        "reward": {
+            "n_paid": int(paid.sum()),
+            "real_when_paid": mean_or_nan(outcome.reward_NH[paid]),
+            "imagined_when_paid": mean_or_nan(reward[paid]),
+            "imagined_otherwise": mean_or_nan(reward[known & ~paid]),
+        },
+        "continues": {
+            "n_terminal": int(terminal.sum()),
+            "terminal": mean_or_nan(goes_on[terminal]),
+            "other": mean_or_nan(goes_on[known & ~terminal]),
+        },
+        "returns": {
+            "n": len(real),
+            "imagined": mean_and_error(imagined),
+            "real": mean_and_error(real),
+            "correlation": correlation(imagined, real),
+            "correlation_paid": correlation(imagined, discounted(paid, discount)),
+        },
+    }
+
+
+def discounted(reward_NH: np.ndarray, discount: float) -> np.ndarray:
+    """Returns `[N]` over the horizon."""
+    return (reward_NH * discount ** np.arange(reward_NH.shape[1])).sum(axis=1)
+
+
 class Diagnosis:
     """Measures tokenizer, world model, heads and values on the same contexts.
 
@@ -187,17 +227,13 @@ class Diagnosis:
         real, known = outcome.frames_NHHWC, outcome.known_NH
         found: dict[str, Any] = {
             "dynamics": agreement(imagined, real, known, last, steps, self.among, to_the_end=True),
-            **self._heads(dreams, outcome),
+            **dreamt_and_real(dreams, outcome, self.discount),
         }
         if name in self.values:
             found["values"] = self._values(self.values[name], dreams, outcome)
         shown = slice(SHOWN)
         frames = {"last": last[shown], "real": outcome.frames_NHHWC[shown], "known": outcome.known_NH[shown]}
         return {**found, "frames": {**frames, "imagined": imagined[shown]}}
-
-    def _returned(self, outcome: Outcome) -> np.ndarray:
-        """Real discounted returns `[N]` over the horizon."""
-        return (outcome.reward_NH * self.discount ** np.arange(self.horizon)).sum(axis=1)
 
     @torch.no_grad()
     def _values(self, head: ScalarHead, dreams: list[Dream], outcome: Outcome) -> dict[str, Any]:
@@ -216,37 +252,7 @@ class Diagnosis:
             "expected": mean_and_error(expected_N),
             "dreamt": mean_and_error(dreamt_N),
             "correlation_dreamt": correlation(expected_N, dreamt_N),
-            "correlation_real": correlation(expected_N, self._returned(outcome)),
-        }
-
-    def _heads(self, dreams: list[Dream], outcome: Outcome) -> dict[str, Any]:
-        """Rewards, ends and discounted returns, as they were dreamt and as they were."""
-        reward, goes_on = (
-            torch.cat([getattr(dream, name) for dream in dreams]).float().cpu().numpy()
-            for name in ("reward_BT", "continue_BT")
-        )
-        known, paid, terminal = outcome.known_NH, outcome.reward_NH > 0, outcome.terminal_NH
-        alive = np.concatenate([np.ones_like(goes_on[:, :1]), np.cumprod(goes_on, axis=1)[:, :-1]], axis=1)
-        powers = self.discount ** np.arange(self.horizon)
-        imagined, real = (reward * alive * powers).sum(axis=1), self._returned(outcome)
-        return {
-            "reward": {
-                "n_paid": int(paid.sum()),
-                "real_when_paid": mean_or_nan(outcome.reward_NH[paid]),
-                "imagined_when_paid": mean_or_nan(reward[paid]),
-                "imagined_otherwise": mean_or_nan(reward[known & ~paid]),
-            },
-            "continues": {
-                "n_terminal": int(terminal.sum()),
-                "terminal": mean_or_nan(goes_on[terminal]),
-                "other": mean_or_nan(goes_on[known & ~terminal]),
-            },
-            "returns": {
-                "n": len(real),
-                "imagined": mean_and_error(imagined),
-                "real": mean_and_error(real),
-                "correlation": correlation(imagined, real),
-            },
+            "correlation_real": correlation(expected_N, discounted(outcome.reward_NH, self.discount)),
         }
 
     def _ranking(self, by_policy: Mapping[str, Any]) -> dict[str, Any]:

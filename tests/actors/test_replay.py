@@ -1,16 +1,18 @@
 import numpy as np
 import pytest
+import torch
 
 from actors.collector import Collector, recording_seed
-from actors.diagnosis import agreement, correlation, ranks, right
+from actors.diagnosis import agreement, correlation, dreamt_and_real, ranks, right
 from actors.measures import tiles_in
-from actors.replay import Replay
+from actors.replay import Outcome, Replay
 from dreamer4.data.episodes import EpisodeDataset
 from dreamer4.data.writer import DatasetWriter
 from dreamer4.envs.planners import Mixture
 from dreamer4.envs.registry import make, spec
 from dreamer4.envs.stages import STAGES, KeyDoorPlanner
 from dreamer4.errors import DataError
+from dreamer4.imagination import Dream
 
 NAME = "MiniGrid-DoorKey-5x5-Hurry-v0"
 RIGHT, FORWARD = 1, 2
@@ -113,3 +115,23 @@ def test_ranks_of_equal_values_are_shared_and_correlation_is_of_ranks():
     assert ranks(np.array([3.0, 1.0, 3.0, 2.0])).tolist() == [2.5, 0, 2.5, 1]
     assert correlation(ranks(np.array([1.0, 5.0, 90.0])), ranks(np.array([0.1, 0.2, 0.3]))) == pytest.approx(1)
     assert np.isnan(correlation(np.ones(3), np.arange(3.0)))
+
+
+def test_returns_are_compared_with_and_without_a_clock_that_no_frame_shows():
+    """Three goals that pay 0.9, 0.1 and nothing; dreams pay 0.4 at the right steps, and go on after it by mistake."""
+    real, dreamt = np.zeros((3, 4)), torch.zeros(3, 4)
+    real[0, 2], real[1, 0] = 0.1, 0.9
+    dreamt[0, 2] = dreamt[1, 0] = 0.4
+    terminal = real > 0
+    known = np.array([[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 1, 1]], bool)
+    none = torch.zeros(3, 4)
+    dream = Dream(none, none, none, dreamt, torch.full((3, 4), 1.0), none)
+    found = dreamt_and_real([dream], Outcome(np.zeros(0), real, known, terminal), discount=0.5)
+    assert found["returns"]["correlation_paid"] == pytest.approx(1)
+    assert found["returns"]["correlation"] < 0.99
+    assert found["returns"]["real"]["mean"] == pytest.approx((0.25 * 0.1 + 0.9) / 3)
+    assert found["returns"]["imagined"]["mean"] == pytest.approx((0.25 * 0.4 + 0.4) / 3)
+    assert found["reward"] == pytest.approx(
+        {"n_paid": 2, "real_when_paid": 0.5, "imagined_when_paid": 0.4, "imagined_otherwise": 0.0}
+    )
+    assert found["continues"] == {"n_terminal": 2, "terminal": 1.0, "other": 1.0}

@@ -23,7 +23,8 @@ POLICY: dict[str, Any] = {
         "n": 40,
         "imagined": {"mean": 0.3, "stderr": 0.01},
         "real": {"mean": 0.2, "stderr": 0.02},
-        "correlation": 0.9,
+        "correlation": 0.6,
+        "correlation_paid": 0.9,
     },
     "frames": {**FRAMES, "last": FRAMES["real"][:, 0], "known": np.ones((2, 3), bool)},
 }
@@ -70,10 +71,10 @@ def test_the_first_part_that_falls_short_is_blamed(index):
 
 def test_what_could_not_be_measured_is_blamed_on_nobody_and_null_in_json():
     found = deepcopy(FOUND)
-    found["policies"]["pmpo"]["returns"]["correlation"] = NAN
+    found["policies"]["pmpo"]["returns"]["correlation_paid"] = NAN
     assert verdict(found).startswith("No part falls short")
     numbers = json.loads(json.dumps(_numbers(found), allow_nan=False))
-    assert numbers["policies"]["pmpo"]["returns"]["correlation"] is None
+    assert numbers["policies"]["pmpo"]["returns"]["correlation_paid"] is None
     assert "frames" not in numbers["policies"]["pmpo"] and numbers["tokenizer"]["pose"] == 1.0
 
 
