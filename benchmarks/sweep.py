@@ -175,6 +175,8 @@ def main() -> int:
     options = parser.parse_intermixed_args()
     if any(len(varied) == 1 for varied in options.vary):
         parser.error("--vary wants a key and at least one value")
+    if swallowed := [value for varied in options.vary for value in varied if "=" in value]:
+        parser.error(f"--vary got '{swallowed[0]}' as a value: give settings of all runs right after the folder")
     grid = cells(options.preset, options.budgets, options.vary, options.settings)
     failures = play_all(
         [

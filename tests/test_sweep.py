@@ -39,11 +39,15 @@ def test_a_run_that_fails_is_named_with_its_log(tmp_path, monkeypatch, capsys):
     assert f"failed: see {log}" in capsys.readouterr().err and "did you mean 'dynamics.width'" in log.read_text()
 
 
-def test_a_key_without_values_is_refused(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["sweep", str(tmp_path), "--vary", "data.frames"])
+@pytest.mark.parametrize(
+    "values, words",
+    [((), "wants a key and at least one value"), (("1500", "seed=3"), "--vary got 'seed=3' as a value")],
+)
+def test_what_cannot_be_varied_is_refused(tmp_path, monkeypatch, capsys, values, words):
+    monkeypatch.setattr(sys, "argv", ["sweep", str(tmp_path), "--vary", "data.frames", *values])
     with pytest.raises(SystemExit):
         sweep.main()
-    assert "--vary wants a key and at least one value" in capsys.readouterr().err
+    assert words in capsys.readouterr().err
 
 
 def test_a_diagnosis_is_made_again_when_another_policy_was_played(tmp_path):
