@@ -101,8 +101,8 @@ def correlation(a_N: np.ndarray, b_N: np.ndarray) -> float:
 def dreamt_and_real(dreams: list[Dream], outcome: Outcome, discount: float) -> dict[str, Any]:
     """Rewards, ends and discounted returns, as they were dreamt and as they were.
 
-    How much a goal pays may depend on a clock that no frame shows. `correlation_paid` is with returns in which every
-    real payment is 1: only whether and when there is one matters.
+    How much a goal pays may depend on a clock that no frame shows. `correlation_paid` is with returns of the real
+    rewards' signs: only whether and when one is paid, or taken, matters.
     """
     reward, goes_on = (
         torch.cat([getattr(dream, name) for dream in dreams]).float().cpu().numpy()
@@ -128,7 +128,7 @@ def dreamt_and_real(dreams: list[Dream], outcome: Outcome, discount: float) -> d
             "imagined": mean_and_error(imagined),
             "real": mean_and_error(real),
             "correlation": correlation(imagined, real),
-            "correlation_paid": correlation(imagined, discounted(paid, discount)),
+            "correlation_paid": correlation(imagined, discounted(np.sign(outcome.reward_NH), discount)),
         },
     }
 

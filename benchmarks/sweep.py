@@ -1,7 +1,7 @@
 """Many whole runs by one command: seeds, budgets, kinds of recordings; then their tables.
 
     python -m benchmarks.sweep runs/doorkey --preset doorkey --seeds 0 1 2 3 4
-    python -m benchmarks.sweep runs/budget 'controls=[]' --preset doorkey --budgets 0.35 0.7 1.4 2.8
+    python -m benchmarks.sweep runs/budget 'controls=[]' --preset doorkey --budgets 0.3 0.6 1.2 2.4
     python -m benchmarks.sweep runs/recordings --preset doorkey --vary data.frames 11000 44000 \
         --vary data.demonstrator.careless_epsilon 0.2 0.4
 

@@ -213,7 +213,7 @@ def _heads(one: dict[str, Any]) -> list[list[str]]:
         ["going on elsewhere", "1.000", f"{goes_on['other']:.3f}"],
         ["discounted return", *(f"{x['mean']:.3f} ± {x['stderr']:.3f}" for x in (real, imagined))],
         ["correlation of the two", "", f"{returns['correlation']:.3f}"],
-        ["the same, every real payment being 1", "", f"{returns['correlation_paid']:.3f}"],
+        ["the same, real rewards by their sign alone", "", f"{returns['correlation_paid']:.3f}"],
     ]
     if "values" in one:
         values = one["values"]

@@ -118,20 +118,21 @@ def test_ranks_of_equal_values_are_shared_and_correlation_is_of_ranks():
 
 
 def test_returns_are_compared_with_and_without_a_clock_that_no_frame_shows():
-    """Three goals that pay 0.9, 0.1 and nothing; dreams pay 0.4 at the right steps, and go on after it by mistake."""
-    real, dreamt = np.zeros((3, 4)), torch.zeros(3, 4)
+    """Rewards of 0.1, 0.9, none and -0.5; dreams have 0.4 or -0.4 at the right steps, and go on after them."""
+    real, dreamt = np.zeros((4, 4)), torch.zeros(4, 4)
     real[0, 2], real[1, 0] = 0.1, 0.9
     dreamt[0, 2] = dreamt[1, 0] = 0.4
-    terminal = real > 0
-    known = np.array([[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 1, 1]], bool)
-    none = torch.zeros(3, 4)
-    dream = Dream(none, none, none, dreamt, torch.full((3, 4), 1.0), none)
+    real[3, 1], dreamt[3, 1] = -0.5, -0.4
+    terminal = real != 0
+    known = np.array([[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 1, 1], [1, 1, 0, 0]], bool)
+    none = torch.zeros(4, 4)
+    dream = Dream(none, none, none, dreamt, torch.full((4, 4), 1.0), none)
     found = dreamt_and_real([dream], Outcome(np.zeros(0), real, known, terminal), discount=0.5)
     assert found["returns"]["correlation_paid"] == pytest.approx(1)
     assert found["returns"]["correlation"] < 0.99
-    assert found["returns"]["real"]["mean"] == pytest.approx((0.25 * 0.1 + 0.9) / 3)
-    assert found["returns"]["imagined"]["mean"] == pytest.approx((0.25 * 0.4 + 0.4) / 3)
+    assert found["returns"]["real"]["mean"] == pytest.approx((0.25 * 0.1 + 0.9 - 0.25) / 4)
+    assert found["returns"]["imagined"]["mean"] == pytest.approx((0.25 * 0.4 + 0.4 - 0.2) / 4)
     assert found["reward"] == pytest.approx(
-        {"n_paid": 2, "real_when_paid": 0.5, "imagined_when_paid": 0.4, "imagined_otherwise": 0.0}
+        {"n_paid": 2, "real_when_paid": 0.5, "imagined_when_paid": 0.4, "imagined_otherwise": -0.05}
     )
-    assert found["continues"] == {"n_terminal": 2, "terminal": 1.0, "other": 1.0}
+    assert found["continues"] == {"n_terminal": 3, "terminal": 1.0, "other": 1.0}
