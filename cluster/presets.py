@@ -152,6 +152,21 @@ def doorkey() -> RunConfig:
     )
 
 
+def doorkey_large() -> RunConfig:
+    """`doorkey` with ten times the parameters, for one GPU. A wider model wants lower learning rates: AdamW's by its
+    width, Muon's by the root of it."""
+    small = doorkey()
+    return replace(
+        small,
+        tokenizer=replace(small.tokenizer, width=192, heads=6, hidden=1280),
+        tokenizer_training=replace(small.tokenizer_training, optim=cosine(1e-3, muon_lr=5e-3)),
+        dynamics=replace(small.dynamics, width=192, heads=6, kv_heads=6, hidden=1024),
+        dynamics_training=replace(small.dynamics_training, optim=cosine(1e-3, muon_lr=6e-3)),
+        agent_training=replace(small.agent_training, optim=cosine(5e-4, muon_lr=2e-3)),
+        resources=ResourceConfig(trainer_gpus=0.5, worker_gpus=0.5, collectors=8),
+    )
+
+
 def crafter() -> RunConfig:
     """64 x 64 pixels and one discrete action of seventeen, for one GPU."""
     return RunConfig(
@@ -279,6 +294,7 @@ PRESETS: dict[str, Callable[[], RunConfig]] = {
     "laptop": laptop,
     "smoke": smoke,
     "doorkey": doorkey,
+    "doorkey-large": doorkey_large,
     "crafter": crafter,
     "minecraft": minecraft,
 }

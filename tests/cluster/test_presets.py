@@ -3,7 +3,7 @@ import json
 import pytest
 
 from cluster.config import RunConfig, resolve
-from cluster.presets import PRESETS, doorkey, laptop, minecraft, parameters, preset, smoke
+from cluster.presets import PRESETS, doorkey, doorkey_large, laptop, minecraft, parameters, preset, smoke
 from cluster.settings import differences, from_json, to_json
 from dreamer4.errors import ConfigError
 
@@ -14,7 +14,7 @@ def test_preset_constructs_and_survives_json(name):
     assert from_json(RunConfig, json.loads(json.dumps(to_json(config)))) == config
 
 
-@pytest.mark.parametrize("build", [laptop, smoke, doorkey])
+@pytest.mark.parametrize("build", [laptop, smoke, doorkey, doorkey_large])
 def test_embedded_presets_fit_their_environment(build):
     resolve(build())
 
@@ -24,7 +24,7 @@ def test_world_model_of_a_preset_fits_its_tokenizer(name):
     """Also where the environment isn't at hand to resolve it."""
     config = preset(name)
     tokenizer, dynamics = config.tokenizer, config.dynamics
-    if name not in ("laptop", "smoke", "doorkey"):
+    if name not in ("laptop", "smoke", "doorkey", "doorkey-large"):
         packed = (tokenizer.latents // tokenizer.pack, tokenizer.channels * tokenizer.pack)
         assert (dynamics.latents, dynamics.channels) == packed
 
@@ -34,6 +34,11 @@ def test_minecraft_has_the_papers_parameters():
     tokenizer, dynamics = parameters(minecraft())
     assert tokenizer == pytest.approx(400e6, rel=0.1)
     assert dynamics == pytest.approx(1.6e9, rel=0.1)
+
+
+def test_large_doorkey_has_ten_times_the_parameters():
+    small, large = (parameters(resolve(build())) for build in (doorkey, doorkey_large))
+    assert all(9.5 < ten / one < 11.5 for one, ten in zip(small, large, strict=True)), (small, large)
 
 
 def test_minecraft_has_the_papers_numbers():
