@@ -98,17 +98,18 @@ def correlation(a_N: np.ndarray, b_N: np.ndarray) -> float:
     return float(np.corrcoef(a_N, b_N)[0, 1]) if len(a_N) > 1 and a_N.std() > 0 and b_N.std() > 0 else float("nan")
 
 
-def dreamt_and_real(dreams: list[Dream], outcome: Outcome, discount: float) -> dict[str, Any]:
+def dreamt_and_real(dreams: list[Dream], outcome: Outcome, discount: float, least: float) -> dict[str, Any]:
     """Rewards, ends and discounted returns, as they were dreamt and as they were.
 
-    How much a goal pays may depend on a clock that no frame shows. `correlation_paid` is with returns of the real
-    rewards' signs: only whether and when one is paid, or taken, matters.
+    Args:
+        least: size from which on a dreamt reward is one.
     """
     reward, goes_on = (
         torch.cat([getattr(dream, name) for dream in dreams]).float().cpu().numpy()
         for name in ("reward_BT", "continue_BT")
     )
-    known, paid, terminal = outcome.known_NH, outcome.reward_NH > 0, outcome.terminal_NH
+    known, terminal = outcome.known_NH, outcome.terminal_NH
+    paid, taken = outcome.reward_NH > 0, outcome.reward_NH < 0
     alive = np.concatenate([np.ones_like(goes_on[:, :1]), np.cumprod(goes_on, axis=1)[:, :-1]], axis=1)
     imagined, real = discounted(reward * alive, discount), discounted(outcome.reward_NH, discount)
     return {
@@ -116,8 +117,12 @@ def dreamt_and_real(dreams: list[Dream], outcome: Outcome, discount: float) -> d
             "n_paid": int(paid.sum()),
             "real_when_paid": mean_or_nan(outcome.reward_NH[paid]),
             "imagined_when_paid": mean_or_nan(reward[paid]),
-            "imagined_otherwise": mean_or_nan(reward[known & ~paid]),
+            "n_taken": int(taken.sum()),
+            "real_when_taken": mean_or_nan(outcome.reward_NH[taken]),
+            "imagined_when_taken": mean_or_nan(reward[taken]),
+            "imagined_otherwise": mean_or_nan(reward[known & ~paid & ~taken]),
         },
+        "first_reward": first_rewards(reward * alive, outcome.reward_NH, least),
         "continues": {
             "n_terminal": int(terminal.sum()),
             "terminal": mean_or_nan(goes_on[terminal]),
@@ -128,9 +133,33 @@ def dreamt_and_real(dreams: list[Dream], outcome: Outcome, discount: float) -> d
             "imagined": mean_and_error(imagined),
             "real": mean_and_error(real),
             "correlation": correlation(imagined, real),
-            "correlation_paid": correlation(imagined, discounted(np.sign(outcome.reward_NH), discount)),
         },
     }
+
+
+def first_rewards(dreamt_NH: np.ndarray, real_NH: np.ndarray, least: float) -> dict[str, float]:
+    """Whether dream and reality give the same first reward, or penalty: their sign, and the step.
+
+    How much is given doesn't count: it may depend on a clock that no frame shows. Of `n` windows, those in which one of
+    the two gives something, `same` is the share in which both do, and `same_step` at the same step; `missed` are those
+    in which reality alone does, `false` those in which the dream alone does, which a policy may learn to look for.
+    """
+    dreamt_N, real_N = (_first(np.sign(r) * (np.abs(r) >= size)) for r, size in ((dreamt_NH, least), (real_NH, 0)))
+    (sign_N, step_N), (real_sign_N, real_step_N) = dreamt_N, real_N
+    any_N, same_N = (sign_N != 0) | (real_sign_N != 0), (sign_N == real_sign_N) & (sign_N != 0)
+    return {
+        "n": int(any_N.sum()),
+        "same": mean_or_nan(same_N[any_N]),
+        "same_step": mean_or_nan((same_N & (step_N == real_step_N))[any_N]),
+        "missed": mean_or_nan((sign_N == 0)[any_N]),
+        "false": mean_or_nan((real_sign_N == 0)[any_N]),
+    }
+
+
+def _first(sign_NH: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The first number other than 0 of every row, 0 where there is none, and its place."""
+    step_N = (sign_NH != 0).argmax(axis=1)
+    return np.take_along_axis(sign_NH, step_N[:, None], axis=1)[:, 0], step_N
 
 
 def discounted(reward_NH: np.ndarray, discount: float) -> np.ndarray:
@@ -161,6 +190,8 @@ class Diagnosis:
         self.lens, self.windows, self.replay, self.values = lens, windows, replay, dict(values or {})
         self.policies, self.discount, self.returns = dict(policies), discount, dict(returns or {})
         self.dataset, self.horizon = replay.dataset, lens.imagination.horizon
+        sizes_F = np.abs(self.dataset.reward_F[np.arange(len(self.dataset.reward_F))])
+        self.least = float(sizes_F[sizes_F > 0].min(initial=1.0)) / 2  # of the smallest reward that was recorded
 
     def measure(self, count: int, steps: tuple[int, ...] = (1, 4, 16)) -> dict[str, Any]:
         """Everything, on up to `count` windows; shares of windows after each of `steps` imagined ones.
@@ -170,8 +201,7 @@ class Diagnosis:
         """
         windows = self.windows.uniform("diagnosis", count, self.horizon)
         distinct = self.windows.distinct("diagnosis", count, self.horizon)
-        seen = np.concatenate([windows.context_NC, distinct.context_NC])
-        self.among = tiles_in(self.dataset.frames.take(np.unique(seen)))
+        self.among = self._tiles(windows, distinct)
         by_policy = {name: self._replayed(name, windows, steps) for name in self.policies}
         return {
             "tokenizer": self._tokenizer(windows),
@@ -184,6 +214,14 @@ class Diagnosis:
             "policies": by_policy,
             "ranking": self._ranking(by_policy),
         }
+
+    def _tiles(self, *looked_at: Continuations) -> frozenset[str]:
+        """Names of all tiles that real frames show there, and at the ends of successful episodes: what nothing shows
+        can't be told apart from what looks nearly like it."""
+        seen = [frames for windows in looked_at for frames in (windows.context_NC, windows.following_NH)]
+        ends_E = (self.dataset.starts_E + self.dataset.lengths_E - 1)[self.dataset.success_E]
+        frames = np.unique(np.concatenate([ends_E, *(frames.ravel() for frames in seen)]))
+        return tiles_in(self.dataset.frames.take(frame) for frame in frames)
 
     def _tokenizer(self, windows: Continuations) -> dict[str, Any]:
         """What is left of real frames after they went through the tokenizer."""
@@ -227,7 +265,7 @@ class Diagnosis:
         real, known = outcome.frames_NHHWC, outcome.known_NH
         found: dict[str, Any] = {
             "dynamics": agreement(imagined, real, known, last, steps, self.among, to_the_end=True),
-            **dreamt_and_real(dreams, outcome, self.discount),
+            **dreamt_and_real(dreams, outcome, self.discount, self.least),
         }
         if name in self.values:
             found["values"] = self._values(self.values[name], dreams, outcome)

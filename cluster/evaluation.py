@@ -13,6 +13,7 @@ from cluster.clock import Clock
 from cluster.models import load_actor, load_tokenizer
 from cluster.placement import result, worker
 from cluster.run import Run
+from cluster.variants import trained_by
 from dreamer4.files import read_json, write_json
 
 
@@ -45,9 +46,9 @@ class EvaluatorActor:
 
 
 def evaluate_policy(run: Run, policy: str, episodes: int | None = None) -> dict[str, Any]:
-    """Plays `episodes` (by default the config's) of a policy, or returns what an earlier start played.
+    """Plays `episodes` (by default the config's) of a policy, or returns what was played before, of as many or more.
 
-    The result is written to `evaluation/POLICY.json`.
+    The result is kept in `evaluation/POLICY.json`, if the policy is trained to its end.
     """
     evaluation = run.config.evaluation
     episodes = episodes or evaluation.episodes
@@ -55,7 +56,7 @@ def evaluate_policy(run: Run, policy: str, episodes: int | None = None) -> dict[
     wanted = {"policy": policy, "first_seed": evaluation.first_seed, "max_frames": evaluation.max_frames}
     if path.exists():
         known = read_json(path)
-        if known["episodes"] == episodes and all(known[key] == value for key, value in wanted.items()):
+        if known["episodes"] >= episodes and all(known[key] == value for key, value in wanted.items()):
             return known
     shares = [len(part) for part in np.array_split(np.arange(episodes), min(evaluation.actors, episodes))]
     firsts = np.cumsum([0, *shares[:-1]])
@@ -67,5 +68,9 @@ def evaluate_policy(run: Run, policy: str, episodes: int | None = None) -> dict[
         clock.add_cpu(sum(cpu for _, cpu in parts))
     played: EvaluationResult = functools.reduce(operator.add, [part for part, _ in parts])
     record = {**wanted, **played.summary()}
-    write_json(path, record)
+    stage = trained_by(policy)
+    if stage is None or run.finished(stage) is not None:
+        write_json(path, record)
+    else:
+        print(f"'{policy}' is still in training: what it did is not kept in the run", flush=True)
     return record

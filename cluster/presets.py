@@ -146,6 +146,7 @@ def doorkey() -> RunConfig:
             value_optim=cosine(3e-3, 10),
         ),
         controls=CONTROLS,
+        best_share=0.015,  # half of those that reach the goal
         scratch_bc_training=replace(full.agent_training, steps=1000, optim=cosine(1e-3)),
         iql_training=IQLTraining(steps=6000, temperature=0.003, also=(0.001, 0.01), hidden=128),
         evaluation=EvaluationConfig(episodes=500),

@@ -43,14 +43,19 @@ class Imitation:
     scratch: bool = False  # with a transformer of its own, that is no world model
 
     def chosen(self, dataset: EpisodeDataset, training_E: np.ndarray, best_share: float) -> np.ndarray:
-        """Bool `[E]`, the training episodes that are imitated; of equal returns the earlier ones."""
+        """Bool `[E]`, the training episodes that are imitated; of equal returns the earlier ones.
+
+        The best share leaves out the worst return, as long as there is another: where most recordings get nothing, a
+        tenth of them would be filled up with failures.
+        """
         if self.of != "return":
             return training_E & dataset.success_E if self.of == "success" else training_E
         candidates = np.flatnonzero(training_E)
-        best = np.argsort(-dataset.returns_E[candidates], kind="stable")[: max(1, round(best_share * len(candidates)))]
+        returns = dataset.returns_E[candidates]
+        best = np.argsort(-returns, kind="stable")[: max(1, round(best_share * len(candidates)))]
         chosen_E = np.zeros_like(training_E)
         chosen_E[candidates[best]] = True
-        return chosen_E
+        return chosen_E & (dataset.returns_E > returns.min()) if returns.max() > returns.min() else chosen_E
 
 
 IMITATIONS = {
@@ -60,6 +65,13 @@ IMITATIONS = {
     "filtered_bc": Imitation("filtered_bc_training", "success"),
     "filtered_bc_return": Imitation("filtered_bc_training", "return"),
 }
+
+
+def trained_by(policy: str) -> str | None:
+    """The stage that trains a policy; None of those that nothing trains."""
+    stages = {"random": None, "demonstrator": None, "bc": "agent", "pmpo": "policy"}
+    kind = policy.partition("@")[0]  # IQL has a policy for every temperature
+    return stages.get(kind, kind)
 
 
 def training_of(config: RunConfig, stage: str) -> Any:

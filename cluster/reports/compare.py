@@ -12,6 +12,7 @@ from dreamer4.files import read_json
 from dreamer4.metrics import mean_stderr
 
 MISSING = "–"
+FEWEST = 3  # runs whose standard error says something: that of two is luck
 FAMILIES: dict[str, Callable[[str], bool]] = {  # each run's best of them is compared as well
     "imitation": lambda policy: policy in ("bc", *IMITATION),
     "IQL": lambda policy: policy.partition("@")[0] == "iql",
@@ -36,6 +37,7 @@ def compare(paths: Iterable[str | Path]) -> str:
             "",
             *_advantages(evaluations),
             "",
+            *_new_starts(names, runs),
             *_world_models(names, runs),
             "",
             *_costs(names, runs),
@@ -104,14 +106,12 @@ def _advantages(evaluations: list[dict[str, dict[str, Any]]]) -> list[str]:
             rivals[f"each run's best {family}"] = there
     rows = []
     for name, policies in rivals.items():
-        pairs = [(one["pmpo"], _best(one, policies)) for one in trained]
-        both = [(mine, theirs) for mine, theirs in pairs if theirs is not None]
-        gains = [mine["mean_return"] - theirs["mean_return"] for mine, theirs in both]
+        gains, wins = (_gains(trained, policies, quantity) for quantity in ("mean_return", "success"))
         mean, error = mean_stderr(gains)
-        wins = sum(mine["success"] - theirs["success"] for mine, theirs in both) / len(both)
-        errors = f"{mean / error:.1f}" if math.isfinite(error) and error > 0 else MISSING
-        cells = [_with_error(mean, error), errors, f"{100 * wins:+.1f}", str(sum(gain > 0 for gain in gains))]
-        rows.append([f"PMPO − {name}", *cells, str(len(both))])
+        errors = f"{mean / error:.1f}" if len(gains) >= FEWEST and error > 0 else MISSING
+        won = f"{100 * sum(wins) / len(wins):+.1f}"
+        cells = [_with_error(mean, error), errors, won, str(sum(gain > 0 for gain in gains))]
+        rows.append([f"PMPO − {name}", *cells, str(len(gains))])
     if not rows:
         return ["PMPO has not been evaluated yet."]
     head = ["difference", "mean return ± standard error over the runs", "in standard errors", "success, points"]
@@ -122,10 +122,29 @@ def _advantages(evaluations: list[dict[str, dict[str, Any]]]) -> list[str]:
     ]
 
 
-def _best(evaluations: dict[str, dict[str, Any]], policies: list[str]) -> dict[str, Any] | None:
-    """Of those that were played, the one with the highest real return: a choice that favours the rivals."""
-    played = [evaluations[policy] for policy in policies if policy in evaluations]
-    return max(played, key=lambda record: record["mean_return"], default=None)
+def _gains(evaluations: list[dict[str, dict[str, Any]]], policies: list[str], quantity: str) -> list[float]:
+    """By how much PMPO is ahead of the best of some policies, in every run where one of them was played.
+
+    The best is chosen by what is compared, as it really turned out: a choice that favours the rivals.
+    """
+    rivals = [[one[policy][quantity] for policy in policies if policy in one] for one in evaluations]
+    return [one["pmpo"][quantity] - max(of) for one, of in zip(evaluations, rivals, strict=True) if of]
+
+
+def _new_starts(names: list[str], runs: list[Path]) -> list[str]:
+    """Lines and an empty one, or nothing where `dreamer4 diagnose` hasn't looked for such episodes."""
+    diagnosed = [_read(run / "diagnosis" / "diagnosis.json") for run in runs]
+    found = [one.get("new_starts", {}) for one in diagnosed]
+    rows = [
+        [label(policy), *(_share(one.get(policy)) for one in found)]
+        for policy in in_order(policy for one in found for policy in one)
+    ]
+    about = "Successes in those real episodes whose first frame is no recording's (episodes)."
+    return [about, "", *markdown(["policy", *names], rows), ""] if rows else []
+
+
+def _share(record: dict[str, Any] | None) -> str:
+    return MISSING if record is None else f"{100 * record['success']:.1f} % ({record['n']})"
 
 
 def _world_models(names: list[str], runs: list[Path]) -> list[str]:

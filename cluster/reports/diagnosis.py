@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from actors.diagnosis import Diagnosis
 from actors.inspector import GRID_WORLDS
 from actors.lens import Lens
 from actors.replay import Replay
+from actors.starts import new_starts
 from actors.windows import Windows
 from cluster.models import RunData, load_agent, load_policy, load_tokenizer, load_value
 from cluster.reports import strips
@@ -19,8 +21,9 @@ from cluster.reports.page import page, paragraph, pictures, section, table
 from cluster.reports.results import label, read_evaluations
 from cluster.run import Run
 from cluster.telemetry import read_metrics
-from cluster.variants import IMITATIONS, VARIANTS
+from cluster.variants import IMITATIONS, VARIANTS, trained_by
 from dreamer4.data.clips import ClipSampler
+from dreamer4.data.episodes import EpisodeDataset
 from dreamer4.errors import RunError
 from dreamer4.files import write_atomic, write_json
 
@@ -41,8 +44,9 @@ DEMANDS = (
     ("the world model moves the agent right after one action of the policy", ("dynamics", "1", "pose"), 0.95),
     ("the world model moves the agent right after sixteen actions of the policy", ("dynamics", "16", "pose"), 0.8),
     ("items are as they should after sixteen actions of the policy", ("dynamics", "16", "items"), 0.95),
-    ("rewards are imagined when they are really paid (correlation)", ("returns", "correlation_paid"), 0.8),
+    ("rewards are imagined where they are really given, and nowhere else", ("first_reward", "same"), 0.8),
 )
+STEPS = 16  # that are dreamt at least, whatever the run's horizon
 LEARNING = {  # metrics of stage 4 and their names
     "imagined_return": "imagined return",
     "ended": "dreams that end",
@@ -68,25 +72,35 @@ def diagnose(run: Run, windows: int) -> dict[str, Any]:
         raise RunError(f"only grid worlds can be diagnosed, whose tiles can be read from pixels, not '{config.env}'")
     data, agent = RunData(run), load_agent(run)
     clips = ClipSampler(data.dataset, ~data.training_E, data.latents(), config.seed, "diagnosis")
-    lens = Lens(
-        load_tokenizer(run), agent.dynamics, agent.heads, clips, config.shortcut, config.imagination, config.seed
-    )
+    imagination = replace(config.imagination, horizon=max(STEPS, config.imagination.horizon))
+    lens = Lens(load_tokenizer(run), agent.dynamics, agent.heads, clips, config.shortcut, imagination, config.seed)
     names = [name for name in ("bc", *_heads_of_the_world_model(run))]
-    returns = {name: record["mean_return"] for name, record in read_evaluations(run.path).items() if name in names}
+    played = {name: record for name, record in read_evaluations(run.path).items() if name in names}
     found = Diagnosis(
         lens,
         Windows(data.dataset, ~data.training_E, config.imagination.context, config.seed),
         Replay(data.dataset, config.env, config.seed),
         {name: load_policy(run, name) for name in names},
         config.policy.discount,
-        returns,
+        {name: record["mean_return"] for name, record in played.items()},
         {"pmpo": load_value(run)} if "pmpo" in names else {},
     ).measure(windows)
+    found["new_starts"] = _new_starts(data.dataset, config.env, played)
     found["learning"] = _learning(read_metrics(run.metrics_path, "policy"))
     write_atomic(run.path / "diagnosis" / "diagnosis.html", _page(run, found).encode())
     numbers = _numbers(found)
     write_json(run.path / "diagnosis" / "diagnosis.json", numbers)
     return numbers
+
+
+def _new_starts(dataset: EpisodeDataset, env: str, played: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Success of the policies that were played, in those episodes that began as no recording did."""
+    found = {}
+    for name, record in played.items():
+        new_N = new_starts(dataset, env, record["seeds"])
+        if new_N.any():
+            found[name] = {"n": int(new_N.sum()), "success": float(np.mean(np.array(record["successes"])[new_N]))}
+    return found
 
 
 def _learning(updates: list[dict[str, Any]], parts: int = 8) -> list[dict[str, float]]:
@@ -107,22 +121,24 @@ def _mean(values: Iterable[float | None]) -> float:
 def _heads_of_the_world_model(run: Run) -> list[str]:
     """Trained policies that read the agent's features, so that imagination can ask them."""
     frozen = [name for name, imitation in IMITATIONS.items() if not imitation.scratch]
-    stages = {"pmpo": "policy", **{name: name for name in (*frozen, *VARIANTS) if name != "policy"}}
-    stages |= dict.fromkeys(run.config.iql_policies, "iql")
-    return [name for name, stage in stages.items() if run.finished(stage) is not None]
+    names = ("pmpo", *frozen, *(name for name in VARIANTS if name != "policy"), *run.config.iql_policies)
+    return [name for name in names if run.finished(str(trained_by(name))) is not None]
 
 
 def verdict(found: dict[str, Any]) -> str:
     """The first part that does not reach what is demanded of it, by the best policy's dreams."""
-    policies = found["policies"]
+    policies, unknown = found["policies"], []
     best = policies["pmpo" if "pmpo" in policies else "bc"]
     for name, place, least in DEMANDS:
         value: Any = found if place[0] in found else best
         for key in place:
             value = value.get(key) if isinstance(value, dict) else None
-        if value is not None and math.isfinite(value) and value < least:
+        if value is None or not math.isfinite(value):
+            unknown.append(name)
+        elif value < least:
             return f"The ceiling is here: {name} in {value:.3f}, and at least {least} is demanded."
-    return "No part falls short of what is demanded of it."
+    rest = f" There was nothing to measure of: {'; '.join(unknown)}." if unknown else ""
+    return f"No part falls short of what is demanded of it.{rest}"
 
 
 def _numbers(found: dict[str, Any]) -> dict[str, Any]:
@@ -177,6 +193,10 @@ def _page(run: Run, found: dict[str, Any]) -> str:
             ),
         )
     )
+    if found["new_starts"]:
+        rows = [[label(name), str(of["n"]), f"{of['success']:.3f}"] for name, of in found["new_starts"].items()]
+        about = paragraph("Real episodes whose first frame is no recording's.")
+        parts.append(section("Where nobody has started before", about, table(["", "episodes", "success"], rows)))
     return page(f"Diagnosis of {run.path.name}: {run.config.env}", parts)
 
 
@@ -204,16 +224,20 @@ def _progress(learning: list[dict[str, float]]) -> str:
 
 
 def _heads(one: dict[str, Any]) -> list[list[str]]:
-    reward, goes_on, returns = one["reward"], one["continues"], one["returns"]
+    reward, goes_on, returns, first = one["reward"], one["continues"], one["returns"], one["first_reward"]
     real, imagined = returns["real"], returns["imagined"]
     rows = [
         ["reward where one is paid", f"{reward['real_when_paid']:.3f}", f"{reward['imagined_when_paid']:.3f}"],
+        ["reward where one is taken", f"{reward['real_when_taken']:.3f}", f"{reward['imagined_when_taken']:.3f}"],
         ["reward elsewhere", "0.000", f"{reward['imagined_otherwise']:.3f}"],
         ["going on after the end", "0.000", f"{goes_on['terminal']:.3f}"],
         ["going on elsewhere", "1.000", f"{goes_on['other']:.3f}"],
         ["discounted return", *(f"{x['mean']:.3f} ± {x['stderr']:.3f}" for x in (real, imagined))],
         ["correlation of the two", "", f"{returns['correlation']:.3f}"],
-        ["the same, real rewards by their sign alone", "", f"{returns['correlation_paid']:.3f}"],
+        [f"windows with a reward in one of the two: in both ({first['n']})", "", f"{first['same']:.3f}"],
+        ["the same, at the same step", "", f"{first['same_step']:.3f}"],
+        ["in reality alone", f"{first['missed']:.3f}", ""],
+        ["in the dream alone", "", f"{first['false']:.3f}"],
     ]
     if "values" in one:
         values = one["values"]

@@ -71,7 +71,7 @@ class Report:
         filtered = self.evaluations.get("filtered_bc")
         if pmpo and bc and filtered:
             texts.append(
-                f"Cloning the successful recordings only, without a world model, gives {_success(filtered)} and "
+                f"Cloning the successful recordings only, without imagination, gives {_success(filtered)} and "
                 f"{_return(filtered)}: the baseline to beat before crediting imagination."
             )
         missing = self._missing()

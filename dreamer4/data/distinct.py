@@ -11,12 +11,17 @@ from dreamer4.rng import numpy_generator
 CHUNK = 1024  # frames in memory at once
 
 
+def digest(frame_HWC: np.ndarray) -> bytes:
+    """Of a frame's pixels; equal frames have equal ones."""
+    return blake2b(frame_HWC.tobytes(), digest_size=16).digest()
+
+
 def digests(dataset: EpisodeDataset, frame_N: np.ndarray) -> list[bytes]:
-    """Of the pixels of frames; equal frames have equal ones."""
+    """Of frames at any positions of a dataset."""
     found: list[bytes] = []
     for start in range(0, len(frame_N), CHUNK):
         frames = dataset.frames.take(frame_N[start : start + CHUNK])
-        found += [blake2b(frame.tobytes(), digest_size=16).digest() for frame in frames]
+        found += [digest(frame) for frame in frames]
     return found
 
 

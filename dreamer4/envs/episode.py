@@ -41,6 +41,7 @@ def run_episode(
         act_known_T=known,
         reward_T=np.array(rewards, np.float32),
         terminal=bool(terminated),
+        truncated=bool(truncated and not terminated),
         success=success(rewards[-1], terminated),
         source=source,
     )

@@ -3,9 +3,10 @@ import pytest
 import torch
 
 from actors.collector import Collector, recording_seed
-from actors.diagnosis import agreement, correlation, dreamt_and_real, ranks, right
+from actors.diagnosis import agreement, correlation, dreamt_and_real, first_rewards, ranks, right
 from actors.measures import tiles_in
 from actors.replay import Outcome, Replay
+from actors.starts import new_starts
 from dreamer4.data.episodes import EpisodeDataset
 from dreamer4.data.writer import DatasetWriter
 from dreamer4.envs.planners import Mixture
@@ -117,7 +118,7 @@ def test_ranks_of_equal_values_are_shared_and_correlation_is_of_ranks():
     assert np.isnan(correlation(np.ones(3), np.arange(3.0)))
 
 
-def test_returns_are_compared_with_and_without_a_clock_that_no_frame_shows():
+def test_returns_and_rewards_are_compared_and_first_ones_whatever_their_size():
     """Rewards of 0.1, 0.9, none and -0.5; dreams have 0.4 or -0.4 at the right steps, and go on after them."""
     real, dreamt = np.zeros((4, 4)), torch.zeros(4, 4)
     real[0, 2], real[1, 0] = 0.1, 0.9
@@ -127,12 +128,40 @@ def test_returns_are_compared_with_and_without_a_clock_that_no_frame_shows():
     known = np.array([[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 1, 1], [1, 1, 0, 0]], bool)
     none = torch.zeros(4, 4)
     dream = Dream(none, none, none, dreamt, torch.full((4, 4), 1.0), none)
-    found = dreamt_and_real([dream], Outcome(np.zeros(0), real, known, terminal), discount=0.5)
-    assert found["returns"]["correlation_paid"] == pytest.approx(1)
+    found = dreamt_and_real([dream], Outcome(np.zeros(0), real, known, terminal), discount=0.5, least=0.05)
     assert found["returns"]["correlation"] < 0.99
+    assert found["first_reward"] == {"n": 3, "same": 1, "same_step": 1, "missed": 0, "false": 0}
     assert found["returns"]["real"]["mean"] == pytest.approx((0.25 * 0.1 + 0.9 - 0.25) / 4)
     assert found["returns"]["imagined"]["mean"] == pytest.approx((0.25 * 0.4 + 0.4 - 0.2) / 4)
     assert found["reward"] == pytest.approx(
-        {"n_paid": 2, "real_when_paid": 0.5, "imagined_when_paid": 0.4, "imagined_otherwise": -0.05}
+        {
+            "n_paid": 2,
+            "real_when_paid": 0.5,
+            "imagined_when_paid": 0.4,
+            "n_taken": 1,
+            "real_when_taken": -0.5,
+            "imagined_when_taken": -0.4,
+            "imagined_otherwise": 0,
+        }
     )
     assert found["continues"] == {"n_terminal": 3, "terminal": 1.0, "other": 1.0}
+
+
+def test_first_rewards_are_missed_false_or_of_another_sign_or_step():
+    real, dreamt = np.zeros((7, 4)), np.full((7, 4), 0.01)
+    real[0, 2], dreamt[0, 2] = 0.1, 0.9
+    real[1, 2], dreamt[1, 1] = 0.5, 0.5  # a step too early
+    real[2, 1] = 0.5  # missed
+    dreamt[3, 0] = 0.5  # false
+    real[4, 2], dreamt[4, 2] = 0.5, -0.5  # of the other sign
+    real[5, 0], dreamt[5, 0], dreamt[5, 1] = -1, -1, 1  # what comes later doesn't count
+    found = first_rewards(dreamt, real, least=0.05)
+    assert found == pytest.approx({"n": 6, "same": 3 / 6, "same_step": 2 / 6, "missed": 1 / 6, "false": 1 / 6})
+    assert np.isnan(first_rewards(dreamt[6:], real[6:], 0.05)["same"]), "nothing is given in either"
+
+
+def test_starts_are_new_where_no_recording_has_them(recorded):
+    seeds = [recording_seed(3, number) for number in range(12)]
+    assert not new_starts(recorded, NAME, seeds).any()
+    others = new_starts(recorded, NAME, range(20))
+    assert others.any(), "twelve recordings can't start everywhere"

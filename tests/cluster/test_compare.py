@@ -118,6 +118,19 @@ def test_each_run_s_best_rival_is_compared_too(tmp_path):
     assert found["PMPO − each run's best imitation"][0].startswith("0.600 ± 0.200"), "0.9 - 0.5 and 0.9 - 0.1"
     assert found["PMPO − each run's best IQL"][0].startswith("0.400 ± 0.100"), "0.9 - 0.4 and 0.9 - 0.6"
     assert found["PMPO − IQL"][0].startswith("0.500 ± 0.200")
+    assert found["PMPO − IQL"][1] == "–", "an error of two runs is luck"
+
+
+def test_leads_of_three_runs_are_told_in_their_standard_errors_and_each_quantity_has_its_own_best_rival(tmp_path):
+    runs = []
+    for seed, mean in enumerate((0.7, 0.8, 0.9)):
+        run = empty_run(tmp_path / f"run{seed}", seed)
+        for policy, of, wins in (("pmpo", mean, 90), ("iql", 0.2, 60), ("iql@0.3", 0.3, 50)):
+            add_evaluation(run, policy, of, 0.01, wins)
+        runs.append(run.path)
+    found = rows(compare(runs).split("PMPO against the others")[1])
+    best = found["PMPO − each run's best IQL"]
+    assert best == ["0.500 ± 0.058", f"{0.5 / (0.1 / 3**0.5):.1f}", "+15.0", "3", "3"], "of 200 episodes each"
 
 
 def test_what_diagnose_found_is_compared(three):
@@ -129,3 +142,11 @@ def test_what_diagnose_found_is_compared(three):
     assert tables["agent right after 16 recorded actions"] == ["–", "0.900", "–"]
     assert tables["kinds of items right after 16 recorded actions"][1] == "0.960"
     assert tables["rank correlation of imagined and real returns"][1] == "0.95"
+    assert "no recording's" not in compare(three)
+
+
+def test_successes_where_nobody_has_started_before(three):
+    found = {"new_starts": {"pmpo": {"n": 84, "success": 0.25}}}
+    write_json(three[1] / "diagnosis" / "diagnosis.json", found)
+    told = compare(three).split("no recording's")[1]
+    assert rows(told)["PMPO"] == ["–", "25.0 % (84)", "–"]

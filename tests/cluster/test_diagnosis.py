@@ -17,14 +17,22 @@ STEP = {"n": 40, **SHARES, **{f"copy_{name}": 0.1 for name in SHARES}}
 FRAMES = {name: np.zeros((2, 3, 16, 16, 3), np.uint8) for name in ("real", "imagined")}
 POLICY: dict[str, Any] = {
     "dynamics": {step: {**STEP} for step in ("1", "4", "16")},
-    "reward": {"n_paid": 0, "real_when_paid": NAN, "imagined_when_paid": NAN, "imagined_otherwise": 0.01},
+    "reward": {
+        "n_paid": 0,
+        "real_when_paid": NAN,
+        "imagined_when_paid": NAN,
+        "imagined_otherwise": 0.01,
+        "n_taken": 0,
+        "real_when_taken": NAN,
+        "imagined_when_taken": NAN,
+    },
+    "first_reward": {"n": 20, "same": 0.9, "same_step": 0.8, "missed": 0.037, "false": 0.063},
     "continues": {"n_terminal": 0, "terminal": NAN, "other": 0.99},
     "returns": {
         "n": 40,
         "imagined": {"mean": 0.3, "stderr": 0.01},
         "real": {"mean": 0.2, "stderr": 0.02},
         "correlation": 0.6,
-        "correlation_paid": 0.9,
     },
     "frames": {**FRAMES, "last": FRAMES["real"][:, 0], "known": np.ones((2, 3), bool)},
 }
@@ -44,6 +52,7 @@ FOUND = {
     },
     "policies": {"bc": POLICY, "pmpo": {**POLICY, "values": VALUES}},
     "learning": [],
+    "new_starts": {},
     "ranking": {"policies": 2, "same_moments": 1.0, "whole_episodes": NAN},
 }
 
@@ -71,10 +80,13 @@ def test_the_first_part_that_falls_short_is_blamed(index):
 
 def test_what_could_not_be_measured_is_blamed_on_nobody_and_null_in_json():
     found = deepcopy(FOUND)
-    found["policies"]["pmpo"]["returns"]["correlation_paid"] = NAN
-    assert verdict(found).startswith("No part falls short")
+    found["policies"]["pmpo"]["first_reward"]["same"] = NAN
+    del found["recorded"]["16"]
+    told = verdict(found)
+    assert told.startswith("No part falls short") and "nothing to measure of: the world model moves" in told
+    assert "sixteen steps ahead; items persist" in told and "; rewards are imagined" in told
     numbers = json.loads(json.dumps(_numbers(found), allow_nan=False))
-    assert numbers["policies"]["pmpo"]["returns"]["correlation_paid"] is None
+    assert numbers["policies"]["pmpo"]["first_reward"]["same"] is None
     assert "frames" not in numbers["policies"]["pmpo"] and numbers["tokenizer"]["pose"] == 1.0
 
 
@@ -94,4 +106,6 @@ def test_page_shows_sentence_numbers_and_pictures():
     assert "The ceiling is here: the tokenizer keeps" in text and text.count("data:image/png") == 4
     assert "KL weight 0.37" in text and "0.246" in text
     assert text.count("0.410 ± 0.010") == text.count("0.420 ± 0.020") == 1, "values of the one policy that has them"
+    assert "0.037" in text and "0.063" in text and "Where nobody has started before" not in text
+    assert "0.777" in _page(run, {**FOUND, "new_starts": {"pmpo": {"n": 9, "success": 0.777}}})
     assert "0.200 ± 0.020" in text and "0.300 ± 0.010" in text

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -149,6 +150,24 @@ def test_finished_run_is_not_done_again(whole: Path) -> None:
     before = (whole / "metrics.jsonl").read_bytes(), (whole / "evaluation" / "pmpo.json").stat().st_mtime_ns
     assert main(["quickstart", "--smoke", "--run", str(whole)]) == 0
     assert before == ((whole / "metrics.jsonl").read_bytes(), (whole / "evaluation" / "pmpo.json").stat().st_mtime_ns)
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("ray")
+@pytest.mark.usefixtures("ray_up", "interrupts")
+def test_a_look_at_a_policy_in_training_does_not_become_its_result(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """And fewer episodes don't take the place of more."""
+    path = shutil.copytree(whole, tmp_path / "run")
+    evaluate = ["evaluate", "--run", str(path), "--policy", "pmpo", "--episodes"]
+    assert main([*evaluate, "2"]) == 0
+    assert (path / "evaluation" / "pmpo.json").read_bytes() == (whole / "evaluation" / "pmpo.json").read_bytes()
+    (path / "finished" / "policy.json").unlink()
+    (path / "evaluation" / "pmpo.json").unlink()
+    assert main([*evaluate, "2"]) == 0
+    assert "'pmpo' is still in training" in capsys.readouterr().out
+    assert not (path / "evaluation" / "pmpo.json").exists()
 
 
 @pytest.mark.slow

@@ -44,12 +44,13 @@ def test_policy_is_asked_once_at_every_frame_but_the_last():
 def test_truncated_episodes_are_neither_terminal_nor_successes(seed, terminal):
     episode = run_episode(EchoEnv(), lambda frame: 2, seed=seed)
     assert episode.length == 6
-    assert episode.terminal is terminal and episode.success is terminal
+    assert episode.terminal is terminal and episode.success is terminal and episode.truncated is not terminal
 
 
 def test_long_episodes_are_cut():
     cut, whole = (run_episode(EchoEnv(), lambda frame: 2, 4, max_frames) for max_frames in (4, 6))
     assert cut.length == 4 and not cut.terminal and not cut.success and cut.episode_return == 3
+    assert not cut.truncated, "the environment had not stopped it"
     assert not cut.act_known_T[-1] and cut.act_out_TA[-1] == 0
     assert whole.length == 6 and whole.terminal and whole.success
 
