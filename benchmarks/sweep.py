@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from cluster.config import IMITATION
 from cluster.presets import preset
 from cluster.reports.compare import compare, markdown
-from cluster.reports.results import read_evaluations, read_times
+from cluster.reports.results import is_iql, read_evaluations, read_times
 from dreamer4.files import read_json, write_json
 
 TRAININGS = ("tokenizer_training", "dynamics_training", "agent_training", "policy", "filtered_bc_training")
@@ -128,7 +128,7 @@ def summary(runs: list[Path]) -> list[str]:
             ["demonstrator"],
             ["bc"],
             [name for name in played if name in IMITATION],
-            [name for name in played if name.partition("@")[0] == "iql"],
+            [name for name in played if is_iql(name)],
             ["pmpo"],
         ]
         best = [max((played[name]["success"] for name in names if name in played), default=None) for names in families]

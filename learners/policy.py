@@ -144,14 +144,14 @@ class PolicyLearner:
             means = {
                 "imagined_return": discounted(reward, weight, t.discount).mean(),
                 "value_start": value[:, 0].mean(),
-                "advantage_positive": (advantage >= 0).float().mean(),
-                "entropy": distribution.entropy().mean(),
                 "ended": 1 - torch.cumprod(keeps, dim=1)[:, -1].mean(),
             }
             shares = {
                 "positive": terms.positive,
                 "negative": terms.negative,
                 "kl": (divergence * weight).sum() / counts.total,  # in nats, without beta
+                "advantage_positive": ((advantage >= 0) * weight).sum() / counts.total,
+                "entropy": (distribution.entropy() * weight).sum() / counts.total,
                 **{name: mean / self.parallel.world for name, mean in means.items()},
             }
             return {

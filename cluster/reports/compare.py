@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.config import IMITATION
-from cluster.reports.results import STAGES, finished, in_order, label, read_evaluations, read_times, z_score
+from cluster.reports.results import STAGES, finished, in_order, is_iql, label, read_evaluations, read_times, z_score
 from dreamer4.errors import RunError
 from dreamer4.files import read_json
 from dreamer4.metrics import mean_stderr
@@ -15,7 +15,7 @@ MISSING = "–"
 FEWEST = 3  # runs whose standard error says something: that of two is luck
 FAMILIES: dict[str, Callable[[str], bool]] = {  # each run's best of them is compared as well
     "imitation": lambda policy: policy in ("bc", *IMITATION),
-    "IQL": lambda policy: policy.partition("@")[0] == "iql",
+    "IQL": is_iql,
 }
 
 
@@ -53,9 +53,10 @@ def _config(run: Path) -> dict[str, Any]:
 
 
 def _names(runs: list[Path], configs: list[dict[str, Any]]) -> list[str]:
-    """Seeds where these tell the runs apart, otherwise the directories' names."""
+    """Seeds where these tell the runs apart, otherwise the directories' names, or as they were given."""
     seeds = [f"seed {config.get('seed', 0)}" for config in configs]
-    return seeds if len(set(seeds)) == len(runs) else [run.name for run in runs]
+    folders, given = ([run.name for run in runs], [str(run) for run in runs])
+    return next((names for names in (seeds, folders) if len(set(names)) == len(runs)), given)
 
 
 def _returns(names: list[str], evaluations: list[dict[str, dict[str, Any]]]) -> list[str]:
@@ -68,12 +69,13 @@ def _returns(names: list[str], evaluations: list[dict[str, dict[str, Any]]]) -> 
         means = [record["mean_return"] for record in records if record]
         wins = [record["success"] for record in records if record]
         total = f"{_with_error(*mean_stderr(means))} ({100 * sum(wins) / len(wins):.1f} %)"
+        total += f" of {len(means)}" if len(means) < len(records) else ""
         rows.append([label(policy), *(_cell(record) for record in records), total])
     episodes = sorted({record["episodes"] for one in evaluations for record in one.values()})
     counted = " to ".join(dict.fromkeys([str(episodes[0]), str(episodes[-1])]))
     return [
         f"Mean return ± standard error over {counted} episodes (successful episodes). "
-        "Last column: mean over the runs ± standard error over them.",
+        "Last column: mean over the runs ± standard error over them; of how many, where it is not all.",
         "",
         *markdown(["policy", *names, "mean over runs"], rows),
     ]

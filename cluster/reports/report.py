@@ -14,7 +14,7 @@ from cluster.config import CONTROLS
 from cluster.reports import figures, strips
 from cluster.reports.figures import Picture
 from cluster.reports.page import details, page, paragraph, pictures, section, table
-from cluster.reports.results import STAGES, finished, label, read_evaluations, read_times, z_score
+from cluster.reports.results import STAGES, baseline, finished, label, read_evaluations, read_times, z_score
 from cluster.run import Run
 from cluster.settings import to_json
 from cluster.telemetry import duration, read_metrics
@@ -68,11 +68,12 @@ class Report:
                 f"{_return(pmpo)} in the real environment; behaviour cloning, which it started from, {_success(bc)} "
                 f"and {_return(bc)}. The difference is {_number(z_score(pmpo, bc), '.1f')} standard errors."
             )
-        filtered = self.evaluations.get("filtered_bc")
-        if pmpo and bc and filtered:
+        rivals = {name: record for name, record in self.evaluations.items() if baseline(name)}
+        if pmpo and bc and rivals:
+            best = max(rivals, key=lambda name: rivals[name]["mean_return"])
             texts.append(
-                f"Cloning the successful recordings only, without imagination, gives {_success(filtered)} and "
-                f"{_return(filtered)}: the baseline to beat before crediting imagination."
+                f"The best without imagination is {label(best)}, with {_success(rivals[best])} and "
+                f"{_return(rivals[best])}: the baseline to beat before crediting imagination."
             )
         missing = self._missing()
         parts = [paragraph(text, "lead" if i == 0 else "") for i, text in enumerate(texts)]

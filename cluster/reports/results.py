@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from cluster.config import CONTROLS
+from cluster.config import CONTROLS, IMITATION
 from dreamer4.files import read_json
 
 # Names as tables show them, in their order: references, imitation, imagination, controls.
@@ -41,6 +41,16 @@ def in_order(policies: Iterable[str]) -> list[str]:
         return (known.index(kind) if kind in known else len(known), name)
 
     return sorted(set(policies), key=place)
+
+
+def is_iql(policy: str) -> bool:
+    """Of whatever temperature."""
+    return policy.partition("@")[0] == "iql"
+
+
+def baseline(policy: str) -> bool:
+    """Whether it learns from the recordings without imagination; BC itself, where imagination starts, apart."""
+    return policy in IMITATION or is_iql(policy)
 
 
 def label(policy: str) -> str:

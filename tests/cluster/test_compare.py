@@ -73,7 +73,7 @@ def test_what_a_run_does_not_have_is_a_dash(tmp_path):
     save_inspection(other.path / "inspection", inspection(cells=False))
     found = rows(compare([whole.path, other.path]))
     assert found["PMPO"][1] == "–" and found["PMPO, horizon 1"][0] == "–"
-    assert found["PMPO, horizon 1"][1:] == ["0.600 ± 0.100 (75.0 %)", "0.600 (75.0 %)"]
+    assert found["PMPO, horizon 1"][1:] == ["0.600 ± 0.100 (75.0 %)", "0.600 (75.0 %) of 1"], "of how many runs"
     assert found["PMPO − BC"][1] == "–" and "PMPO, horizon 1 − BC" not in found
     assert found["tokenizer"] == ["20", "33"] and found["dynamics"] == ["40", "12 (unfinished)"]
     assert found["agent's cell after one step"] == ["0.812", "–"]
@@ -82,6 +82,8 @@ def test_what_a_run_does_not_have_is_a_dash(tmp_path):
 def test_runs_of_one_seed_are_told_apart_by_their_folders(tmp_path):
     paths = [whole_run(tmp_path / name).path for name in ("wide", "deep")]
     assert rows(compare(paths))["policy"][:2] == ["wide", "deep"]
+    paths = [whole_run(tmp_path / parent / "run").path for parent in ("old", "new")]
+    assert rows(compare(paths))["policy"][:2] == [str(path) for path in paths]
 
 
 def test_run_that_has_just_begun_has_tables_without_rows(tmp_path):

@@ -65,6 +65,13 @@ def test_numbers_of_the_table_are_those_of_the_json(whole, page):
         assert interval == f"{100 * record['success_low']:.1f} % to {100 * record['success_high']:.1f} %"
 
 
+def test_the_baseline_to_beat_is_the_best_one_of_the_run(tmp_path):
+    run = whole_run(tmp_path / "run")
+    assert "without imagination is filtered BC" in write_report(run).read_text()
+    add_evaluation(run, "iql@0.003", RETURNS["filtered_bc"][0] + 0.01, 0.01, 77)
+    assert "without imagination is IQL, temperature 0.003, with 38.5" in write_report(run).read_text()
+
+
 def test_z_is_the_difference_in_standard_errors(page):
     assert cells_of(page, "PMPO")[-1] == f"{(0.787 + 0.413) / (0.060**2 + 0.025**2) ** 0.5:.1f}" == "18.5"
     assert cells_of(page, "BC")[-1] == "–"
