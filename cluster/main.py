@@ -35,7 +35,8 @@ DESCRIPTION = "Dreamer 4 in PyTorch and Ray: learn a world model from recordings
 SETTINGS = """settings: KEY=VALUE or --KEY VALUE, such as seed=1 dynamics.width=128 tokenizer.frame=[64,64,3];
 `dreamer4 presets NAME` prints all keys. A run that was interrupted goes on with the same command."""
 SUBMIT = """The exit status is that of the command. An interrupt stops the job; submitted again it goes on where it was.
-Paths are taken from the current folder; the run has to be on a disk that the nodes of the cluster share."""
+Paths, but not URLs, are taken from the current folder, also those of settings. The run, and datasets, have to be on a
+disk that the nodes of the cluster share."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -218,6 +219,9 @@ def evaluate(options: argparse.Namespace) -> None:
     if options.episodes is not None and options.episodes < 1:
         raise ConfigError(f"--episodes must be at least 1, got {options.episodes}")
     with open_run(options.run, options.settings) as run:
+        if not run.config.judged:  # no mistake: a recipe goes on to its report
+            print(f"evaluate: '{run.config.env}' can't be played here, so no policy is judged by it", flush=True)
+            return
         from cluster.runtime import ray_session
         from cluster.stages import evaluate_policy
         from dreamer4.files import write_json

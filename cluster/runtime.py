@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import ray
+from ray._private.utils import estimate_available_memory
 from ray.exceptions import AuthenticationError
 
 from cluster.config import RunConfig
@@ -91,14 +92,30 @@ def _local(config: RunConfig, folder: Path) -> Iterator[str]:
         )
     except Exception as error:  # Ray raises this very class where its processes need more than 30 s to come up
         ray.shutdown()
-        raise RunError(
-            f"can't start Ray: {_first_line(error)}: if this machine was busy, give the same command again"
-        ) from error
+        raise RunError(f"can't start Ray: {_cause(error, resources.object_store_mb)}") from error
     try:
         _check_gpus(config, ray.cluster_resources().get("GPU", 0))
         yield _url(context.dashboard_url)
     finally:
         ray.shutdown()
+
+
+def _cause(error: Exception, size: int) -> str:
+    """What Ray says of a start that failed, and what helps where we know it.
+
+    Args:
+        size: of the object store, in MB. What Ray advises on it is for programs that call `ray.init`.
+    """
+    said = str(error).lower()
+    if isinstance(error, TimeoutError) or "timed out" in said or "deadline" in said:
+        return f"{_first_line(error)}: if this machine was busy, give the same command again"
+    if not isinstance(error, ValueError) or "object store" not in said:
+        return _first_line(error)
+    sentence = _first_line(error).partition(". ")[0]
+    if "minimum" in said:
+        return f"{sentence}: raise resources.object_store_mb ({size})"
+    free = estimate_available_memory() // 1_000_000
+    return f"{sentence}: lower resources.object_store_mb ({size}), this machine has {free} MB of memory free"
 
 
 def _check_gpus(config: RunConfig, there: float) -> None:
@@ -141,4 +158,4 @@ def _url(dashboard: str | None) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
+    return str(error).strip().partition("\n")[0].rstrip(".")

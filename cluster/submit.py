@@ -6,6 +6,7 @@ directory has to be on a disk that all nodes share.
 """
 
 import asyncio
+import json
 import logging
 import os
 import shlex
@@ -27,7 +28,11 @@ from dreamer4.errors import ConfigError, RunError
 
 ROOT = Path(__file__).resolve().parents[1]
 ADDRESSES = ("RAY_DASHBOARD_ADDRESS", "RAY_API_SERVER_ADDRESS")
-PATHS = ("--run", "--json", "--root")  # options of our commands that name a file or folder
+# Options and settings of our commands that name a file or folder; what takes URLs as well is among them.
+PATHS = ("--run", "--json", "--root", "--data", "--source", "--out", "--like", "--exclude", "--sheet", "--profile")
+PATHS += ("--to", "--from")
+SETTINGS = ("data.source", "tokenizer_training.perceptual_vgg", "tokenizer_training.perceptual_linear")
+LISTS = ("data.mixture",)  # settings that are lists of such
 # Loggers that tell of every file that isn't shipped, and when a connection closes.
 TALKATIVE = ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
 STOPPED = 143  # the exit status of a job that was stopped, as if by SIGTERM
@@ -173,7 +178,7 @@ def address(given: str | None, env: Mapping[str, str]) -> str:
 
 
 def absolute(command: Sequence[str], folder: Path) -> list[str]:
-    """A command of ours with all its paths made absolute: a job's working directory is thrown away at its end.
+    """A command of ours with all its paths made absolute, URLs apart: a job's folder is thrown away at its end.
 
     Raises:
         ConfigError: there is no command, it makes no sense as a job, or its run directory is left open.
@@ -186,12 +191,34 @@ def absolute(command: Sequence[str], folder: Path) -> list[str]:
     if words[0] == "quickstart" and not any(word.partition("=")[0] == "--run" for word in words):
         raise ConfigError("a submitted quickstart needs its --run DIR, on a disk that the cluster's nodes share")
     for place, word in enumerate(words):
-        option, equals, value = word.partition("=")
-        if option in PATHS and equals:
-            words[place] = f"{option}={folder / value}"
-        elif place and (words[place - 1] in PATHS or (words[0] == "compare" and not word.startswith("-"))):
-            words[place] = str(folder / word)
+        name, equals, value = word.partition("=")
+        before = words[place - 1] if place else ""
+        if equals and _is_path(name):
+            words[place] = f"{name}={_placed(name, value, folder)}"
+        elif _is_path(before) or (place and words[0] == "compare" and not word.startswith("-")):
+            words[place] = _placed(before, word, folder)
     return words
+
+
+def _is_path(name: str) -> bool:
+    return name in PATHS or name.removeprefix("--") in (*SETTINGS, *LISTS)
+
+
+def _placed(name: str, value: str, folder: Path) -> str:
+    """The value of an option or a setting, taken from `folder`."""
+    key = name.removeprefix("--")
+    if key in SETTINGS and value.lower() in ("", "none", "null"):
+        return value
+    if key not in LISTS:
+        return _absolute(value, folder)
+    with suppress(TypeError, ValueError):  # of something else than a list of texts the job says so
+        if isinstance(places := json.loads(value), list):
+            return json.dumps([_absolute(place, folder) for place in places])
+    return value
+
+
+def _absolute(place: str, folder: Path) -> str:
+    return place if "://" in place else str(folder / place)
 
 
 def source() -> Path | None:

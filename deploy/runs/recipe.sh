@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The whole recipe, stage by stage: `deploy/runs/recipe.sh PRESET RUN [KEY=VALUE...]`; laptop.sh, crafter.sh and
 # minecraft.sh say with which settings. Interrupted at any moment, the same command goes on where it was: what is
-# complete isn't done again.
+# complete isn't done again. Where the preset's environment can't be played here, give data.source=DATASET, recordings
+# that were imported; `evaluate` then says so and is no failure.
 #
 # With RAY_DASHBOARD_ADDRESS set, every stage is a job of that cluster (and RAY_AUTH_TOKEN_PATH names its token);
 # without, it runs here, on a Ray of its own.

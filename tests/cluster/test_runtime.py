@@ -1,4 +1,5 @@
 import os
+import re
 import socket
 import stat
 import urllib.error
@@ -7,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import ray
+from ray._private.resource_and_label_spec import ResourceAndLabelSpec
+from ray._private.services import determine_plasma_store_config
 from ray.exceptions import RayActorError
 
 from cluster import runtime, session
@@ -117,20 +120,54 @@ def test_gpus_that_are_not_there_are_counted():
     runtime._check_gpus(config, 2)
 
 
-@pytest.mark.parametrize("kind", [ValueError, Exception])  # the latter where Ray's processes don't come up in time
-def test_failed_start_is_one_sentence_and_leaves_nothing(root, monkeypatch, kind):
-    def init(**options):
-        assert options["address"] == "local" and options["_temp_dir"].startswith(str(root))
-        raise kind("not enough memory\nmany details")
+BUSY = "if this machine was busy, give the same command again"
 
+
+def failed_start(monkeypatch, root, init, *settings):
+    """What is said where `ray.init` is as given."""
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
-    with pytest.raises(RunError) as caught, ray_session(smoke()):
+    with pytest.raises(RunError) as caught, ray_session(override(smoke(), settings)):
         pass
-    assert str(caught.value).startswith("can't start Ray: not enough memory: if this machine was busy")
     assert list(root.iterdir()) == []
     assert "RAY_AUTH_TOKEN_PATH" not in os.environ
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (Exception("node timed out during startup.\nmany details"), f"node timed out during startup: {BUSY}"),
+        (TimeoutError("no object store socket"), f"no object store socket: {BUSY}"),
+        (RuntimeError("Failed to start GCS\nDeadline Exceeded"), f"Failed to start GCS: {BUSY}"),
+        (ValueError("no such option\nmany details"), "no such option"),
+    ],
+)
+def test_failed_start_is_one_sentence_and_leaves_nothing(root, monkeypatch, error, sentence):
+    def init(**options):
+        assert options["address"] == "local" and options["_temp_dir"].startswith(str(root))
+        raise error
+
+    assert failed_start(monkeypatch, root, init) == f"can't start Ray: {sentence}"
+
+
+@pytest.mark.parametrize(
+    ("size", "advice"),
+    [
+        (10**9, r"lower resources.object_store_mb \(1000000000\), this machine has \d+ MB of memory free"),
+        (10, r"the minimum allowed is \d+ bytes: raise resources.object_store_mb \(10\)"),
+    ],
+)
+def test_object_store_that_does_not_fit_is_told_by_its_setting(root, monkeypatch, size, advice):
+    """In the words of the Ray that is installed, which looks at the sizes before it starts a node."""
+
+    def init(object_store_memory, **options):
+        ResourceAndLabelSpec(object_store_memory=object_store_memory).resolve(is_head=True)
+        determine_plasma_store_config(object_store_memory, str(root))
+
+    said = failed_start(monkeypatch, root, init, f"resources.object_store_mb={size}")
+    assert re.fullmatch(f"can't start Ray: .*{advice}", said) and "ray.init" not in said
 
 
 def test_tokens_of_a_process_are_equal(root):

@@ -10,16 +10,19 @@ import sys
 import time
 import zipfile
 from collections.abc import Iterator, Mapping
+from dataclasses import is_dataclass
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 from ray._private.runtime_env.packaging import create_package
 from ray._private.runtime_env.working_dir import upload_working_dir_if_needed
 
+from cluster.config import RunConfig
 from cluster.local.cluster import LocalCluster
 from cluster.main import build_parser, main
 from cluster.run import Run
-from cluster.submit import PATHS, absolute, address, source
+from cluster.submit import LISTS, PATHS, SETTINGS, absolute, address, source
 from cluster.telemetry import read_metrics
 from dreamer4.errors import ConfigError, RunError
 
@@ -68,10 +71,66 @@ def test_paths_are_taken_from_where_the_user_is():
     assert absolute(["compare", "a", "/b"], HERE) == ["compare", "/here/a", "/b"]
 
 
+@pytest.mark.parametrize(
+    ("command", "placed"),
+    [
+        (
+            "data import video --source=films --out set --like /there/set --exclude no.txt --fps 10",
+            "data import video --source=/here/films --out /here/set --like /there/set --exclude /here/no.txt --fps 10",
+        ),
+        ("data inspect --data set --sheet s.png", "data inspect --data /here/set --sheet /here/s.png"),
+        ("data inspect --data s3://a/set --sheet s.png", "data inspect --data s3://a/set --sheet /here/s.png"),
+        ("data push --data set --to hf://me/set", "data push --data /here/set --to hf://me/set"),
+        ("pull --from out --run a", "pull --from /here/out --run /here/a"),
+        ("bench training --profile p --turns 3", "bench training --profile /here/p --turns 3"),
+        ("encode --run a data.source=set seed=1", "encode --run /here/a data.source=/here/set seed=1"),
+        ("encode --run a --data.source set --seed 1", "encode --run /here/a --data.source /here/set --seed 1"),
+        ("encode --run a --data.source=s3://a/set", "encode --run /here/a --data.source=s3://a/set"),
+        ("encode --run a data.source=none", "encode --run /here/a data.source=none"),
+        ("encode --run a data.mixture=films", "encode --run /here/a data.mixture=films"),
+    ],
+)
+def test_every_path_but_no_url_is_taken_from_where_the_user_is(command, placed):
+    assert absolute(command.split(), HERE) == placed.split()
+
+
+@pytest.mark.parametrize("words", [["data.mixture={}"], ["--data.mixture={}"], ["--data.mixture", "{}"]])
+def test_paths_within_a_list_are_taken_from_where_the_user_is(words):
+    def command(*places):
+        return ["encode", *(word.format(json.dumps(places)) for word in words)]
+
+    assert absolute(command("a", "/b", "s3://c"), HERE) == command("/here/a", "/b", "s3://c")
+    assert absolute(command(1), HERE) == command(1)  # no path: a mistake that the job tells
+
+
+def options_of(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    """Those of a command and all below it, but not those of `submit` itself."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, verb in action.choices.items():
+                yield from () if name == "submit" else options_of(verb)
+        else:
+            yield action
+
+
 def test_every_option_that_names_a_path_is_known():
-    verbs = next(a for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction)).choices
-    paths = {name for verb in verbs.values() for a in verb._actions if a.type is Path for name in a.option_strings}
-    assert paths == set(PATHS)
+    places = ("DATASET", "TARGET", "SOURCE")  # of options that take a URL as well, and so are plain texts
+    found = [a for a in options_of(build_parser()) if a.type is Path or a.metavar in places]
+    assert {name for action in found for name in action.option_strings} == set(PATHS)
+
+
+def test_every_setting_that_names_a_path_is_known():
+    """Texts without a default are places, but for the URL that checkpoints are copied to, and lists are of policies."""
+    assert {*SETTINGS, "resources.storage"} == set(settings_of(RunConfig, str | None))
+    assert {*LISTS, "controls"} == set(settings_of(RunConfig, tuple[str, ...]))
+
+
+def settings_of(kind: type, wanted: object, above: str = "") -> Iterator[str]:
+    for name, hint in get_type_hints(kind).items():
+        if is_dataclass(hint):
+            yield from settings_of(hint, wanted, f"{above}{name}.")
+        elif hint == wanted:
+            yield above + name
 
 
 @pytest.mark.parametrize(

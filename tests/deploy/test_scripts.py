@@ -5,22 +5,28 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from living import eventually
 from ray.scripts.scripts import start
 
+from cluster.config import resolve
 from cluster.local.ray_start import SETTINGS
-from cluster.main import build_parser, read_settings
+from cluster.main import build_parser, main, read_settings
 from cluster.presets import preset
+from cluster.run import Run
 from cluster.settings import override
 from cluster.submit import absolute
+from dreamer4.actions import ActionSpace
+from dreamer4.envs.registry import EnvSpec
+from dreamer4.errors import RunError
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 SCRIPTS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "deploy").rglob("*.sh"))
-RECIPES = {"laptop": [], "crafter": [], "minecraft": ["resources.trainers=16"]}
+RECIPES = {"laptop": [], "crafter": ["data.source=set"], "minecraft": ["data.source=set", "resources.trainers=16"]}
 STAGES = ["collect", "tokenizer", "encode", "dynamics", "agent", "policy"]
 
 # Notes its own name, its arguments, and what it is told of Ray; `ray start --block` stays, as the real one does.
@@ -119,7 +125,7 @@ def test_recipe_is_all_stages_in_order_in_commands_that_we_understand(programs, 
         settings = read_settings(rest)
         if options.takes_settings:
             config = override(preset(name), settings)
-            assert config.seed == 3
+            assert config.seed == 3 and config.data.source in (None, "/here/set")
         if options.verb == "evaluate":
             evaluated.append(options.policy)
         verbs.append(getattr(options, "stage", options.verb))
@@ -127,6 +133,23 @@ def test_recipe_is_all_stages_in_order_in_commands_that_we_understand(programs, 
             assert options.preset == name
     assert verbs == [*STAGES, "evaluate", "evaluate", "report"]
     assert evaluated == ["bc", "pmpo"]
+
+
+def test_evaluation_of_what_cannot_be_played_is_no_failure(monkeypatch, tmp_path, capsys):
+    """A recipe on imported recordings goes on to its report. Negative control: what can be played, is."""
+
+    def ray_session(config):
+        raise RunError("played")
+
+    monkeypatch.setattr("cluster.runtime.ray_session", ray_session)
+    laptop = preset("laptop")
+    theirs = EnvSpec("theirs", laptop.tokenizer.frame, ActionSpace.discrete(5), ("x",))
+    for name, status in {"theirs": 0, laptop.env: 2}.items():
+        run = tmp_path / name
+        Run.open(run, resolve(replace(laptop, env=name), theirs)).close()
+        assert main(["evaluate", "--run", str(run), "--policy", "bc", "--json", str(run / "bc.json")]) == status
+        assert ("'theirs' can't be played here" in capsys.readouterr().out) == (status == 0)
+        assert not (run / "bc.json").exists()
 
 
 def test_recipe_without_a_cluster_runs_here(programs, tmp_path):
