@@ -2,7 +2,9 @@
 every start of the command line reads this."""
 
 import argparse
+import inspect
 import json
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,7 +39,7 @@ def add_look_verbs(add: Callable[..., argparse.ArgumentParser]) -> None:
     verb.add_argument("--port", type=int, metavar="N", help="of the page, by default the first free one from 8300 on")
     verb.add_argument("--open", action="store_true", help="open it in the browser")
 
-    verb = add("presets", presets, "list the presets, or print one with all its keys", settings=False)
+    verb = add("presets", presets, "list the presets, or print one with all keys that can be set", settings=False)
     verb.add_argument("name", nargs="?", metavar="NAME")
 
 
@@ -91,13 +93,19 @@ def dashboard(options: argparse.Namespace) -> None:
 
 
 def presets(options: argparse.Namespace) -> None:
+    from cluster.config import COMPUTED
     from cluster.presets import PRESETS, parameters, preset
     from cluster.settings import to_json
 
     if options.name is not None:
-        print(json.dumps(to_json(preset(options.name)), indent=2))
+        sections = to_json(preset(options.name))
+        for section, _, key in (name.partition(".") for name in COMPUTED):  # refused where they are set
+            del sections[section][key]
+        print(json.dumps(sections, indent=2))
         return
+    width = 1 + max(map(len, PRESETS))
     for name, build in PRESETS.items():
         tokenizer, dynamics = parameters(build())
-        sizes = f"tokenizer {tokenizer / 1e6:.3g} M, dynamics {dynamics / 1e6:.4g} M parameters"
-        print(f"{name:10} {(build.__doc__ or '').splitlines()[0]}\n{'':10} {sizes}")
+        about = inspect.cleandoc(build.__doc__ or "").partition("\n\n")[0]
+        print(textwrap.fill(about, 120, initial_indent=f"{name:{width}}", subsequent_indent=" " * width))
+        print(f"{'':{width}}tokenizer {tokenizer / 1e6:.3g} M, dynamics {dynamics / 1e6:.4g} M parameters")

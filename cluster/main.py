@@ -33,7 +33,7 @@ POLICIES = (
 TRAINED = ("tokenizer", "dynamics", "agent", "policy")
 DESCRIPTION = "Dreamer 4 in PyTorch and Ray: learn a world model from recordings, then learn to act inside it."
 SETTINGS = """settings: KEY=VALUE or --KEY VALUE, such as seed=1 dynamics.width=128 tokenizer.frame=[64,64,3];
-`dreamer4 presets NAME` prints all keys. A run that was interrupted goes on with the same command."""
+`dreamer4 presets NAME` prints them all. A run that was interrupted goes on with the same command."""
 SUBMIT = """The exit status is that of the command. An interrupt stops the job; submitted again it goes on where it was.
 Paths, but not URLs, are taken from the current folder, also those of settings. The run, and datasets, have to be on a
 disk that the nodes of the cluster share."""

@@ -17,8 +17,9 @@ from dreamer4.data.episodes import EpisodeDataset
 from dreamer4.data.latents import LatentDataset
 from dreamer4.data.loader import Batches
 from dreamer4.data.mixing import Half, MixedClips
+from dreamer4.data.schema import MANIFEST
 from dreamer4.dynamics import Dynamics
-from dreamer4.errors import ConfigError, RunError
+from dreamer4.errors import ConfigError, DataError, RunError
 from dreamer4.heads import PolicyHead, ScalarHead
 from dreamer4.rng import seed_of
 from dreamer4.tokenizer import Tokenizer
@@ -49,10 +50,19 @@ def seeded(build, *address: int | str):
 
 
 class RunData:
-    """The recordings of a run: all episodes, and which of them train; and the datasets that are mixed with them."""
+    """The recordings of a run: all episodes, and which of them train; and the datasets that are mixed with them.
+
+    Raises:
+        DataError: there are none, or they are damaged or don't fit the run.
+    """
 
     def __init__(self, run: Run):
         config = run.config
+        if config.data.source is None and not (Path(run.data) / MANIFEST).is_file():
+            raise DataError(
+                f"run '{run.path}' has no recordings: `dreamer4 data collect --run {run.path}` makes some; a pulled "
+                "run has models only, so do this with the run that was pushed"
+            )
         self.run = run
         self.dataset = EpisodeDataset.open(run.data)
         self.dataset.check_fits(config.tokenizer.frame, config.dynamics.space)

@@ -20,6 +20,7 @@ from cluster.models import RunData, choose_device, load_agent, load_dynamics, ne
 from cluster.models import load_policy as load_policy_head
 from cluster.placement import result, worker
 from cluster.registry.lease import LeaseKeeper
+from cluster.registry.rules import DONE, RUNNING
 from cluster.run import Run
 from cluster.telemetry import MetricsWriter, Progress
 from cluster.utilisation import Utilisation
@@ -177,8 +178,8 @@ def train_stage(run: Run, stage: str) -> None:
     """
     steps = training_of(run.config, stage).steps
     holder = f"{stage} training of process {os.getpid()} on {socket.gethostname()}"
-    with LeaseKeeper(run.path, holder) as keeper:
-        keeper.publish(stage=stage, state="running", steps=steps)
+    with LeaseKeeper(run.path, holder) as keeper, keeper.telling_how_it_ends(stage):
+        keeper.publish(stage=stage, state=RUNNING, steps=steps)
         if run.config.resources.trainers > 1:
             from cluster.train_job import train_together  # importing Ray Train takes seconds
 
@@ -186,7 +187,7 @@ def train_stage(run: Run, stage: str) -> None:
         else:
             times = train_alone(run, stage, keeper)
         run.finish(stage, {"steps": steps, **times})
-        keeper.publish(stage=stage, state="done", step=steps)
+        keeper.publish(stage=stage, state=DONE, step=steps)
 
 
 def train_alone(run: Run, stage: str, keeper: LeaseKeeper) -> dict[str, float]:

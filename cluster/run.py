@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
-from cluster.config import RunConfig
+from cluster.config import CONTROLS, RunConfig
 from cluster.settings import differences, from_json, to_json
 from dreamer4.checkpoint import Checkpoints
 from dreamer4.errors import ConfigError, RunError
@@ -64,7 +64,14 @@ class Run:
             RunError: there is no run.
         """
         path = _local(path)
-        return cls(path, read_config(path))
+        try:
+            return cls(path, read_config(path))
+        except RunError as error:
+            if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
+                raise RunError(
+                    f"there is no run in '{path}': give a run directory, such as `dreamer4 runs --root DIR` lists"
+                ) from error
+            raise
 
     def close(self) -> None:
         """Gives the lock back."""
@@ -103,7 +110,11 @@ class Run:
         return {name: section for name, section in to_json(self.config).items() if name not in FREE}
 
     def checkpoints(self, stage: str) -> Checkpoints:
-        return Checkpoints(self.path / stage)
+        """Those of a stage. Whoever wants one that isn't there is told which command makes it."""
+        hint = f"`dreamer4 train {stage} --run {self.path}` makes one"
+        if stage in CONTROLS:
+            hint = f"`dreamer4 quickstart --run {self.path}` makes one, if the setting `controls` has '{stage}' in it"
+        return Checkpoints(self.path / stage, hint=hint)
 
     def finish(self, stage: str, record: dict[str, Any]) -> None:
         """Notes that a stage is complete, and what it reported."""

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from dreamer4.errors import ConfigError
 
 T = TypeVar("T")
+EXAMPLES: dict[Any, Sequence[Any]] = {str: "abcd", int: range(1, 5), float: (0.5, 1.5, 2.5, 3.5)}  # of lists
 
 
 class Difference(NamedTuple):
@@ -185,16 +186,18 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
 
 
 def _mismatch(hint: Any, value: Any, key: str) -> ConfigError:
-    return ConfigError(f"{key} must be {' or '.join(_describe(kind) for kind in _alternatives(hint))}, got {value!r}")
+    wanted = " or ".join(_describe(kind, key) for kind in _alternatives(hint))
+    return ConfigError(f"{key} must be {wanted}, got {value!r}")
 
 
-def _describe(kind: Any) -> str:
+def _describe(kind: Any, key: str) -> str:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
         return "one of " + ", ".join(repr(choice) for choice in arguments)
     if origin is tuple:
         many = arguments[1:] == (Ellipsis,)
-        return f"a list of {'' if many else f'{len(arguments)} '}{arguments[0].__name__}, such as [1, 2]"
+        example = json.dumps(list(EXAMPLES[arguments[0]][: 2 if many else len(arguments)]))
+        return f"a list of {'' if many else f'{len(arguments)} '}{arguments[0].__name__}, such as {key}='{example}'"
     if origin is not None:
         return "a list" if origin in (list, Sequence) else "an object"
     names = {bool: "true or false", int: "a whole number", float: "a finite number", str: "a text", type(None): "none"}

@@ -74,9 +74,9 @@ def readable(path: Path) -> Iterator[None]:
 class Checkpoints:
     """The checkpoints of one stage: `folder/<step>/{weights.safetensors, state.safetensors, checkpoint.json}`."""
 
-    def __init__(self, folder: Path, keep: int = 2):
-        self.folder = Path(folder)
-        self.keep = keep
+    def __init__(self, folder: Path, keep: int = 2, hint: str = ""):
+        """`hint` says what makes a checkpoint, to whoever wants one where there is none."""
+        self.folder, self.keep, self.hint = Path(folder), keep, hint
 
     def steps(self) -> list[int]:
         """Steps of the whole checkpoints, ascending."""
@@ -134,9 +134,7 @@ class Checkpoints:
         Raises:
             CheckpointError: there is none, it is damaged, or it belongs to another config.
         """
-        step = self.latest() if step is None else step
-        if step is None:
-            raise CheckpointError(f"there is no checkpoint in '{self.folder}'")
+        step = self._known(step)
         folder = self._place(step)
         try:
             record = read_json(folder / RECORD)
@@ -173,10 +171,13 @@ class Checkpoints:
         Raises:
             CheckpointError: there is none.
         """
-        step = self.latest() if step is None else step
-        if step is None:
-            raise CheckpointError(f"there is no checkpoint in '{self.folder}'")
-        return self._place(step) / NUMBERS[0]
+        return self._place(self._known(step)) / NUMBERS[0]
+
+    def _known(self, step: int | None) -> int:
+        """A step that is asked for, or the latest."""
+        if (step := self.latest() if step is None else step) is None:
+            raise CheckpointError(f"there is no checkpoint in '{self.folder}'{self.hint and f': {self.hint}'}")
+        return step
 
     def _place(self, step: int) -> Path:
         """Where a step is; under the aside name if a writer was killed while it replaced a checkpoint."""

@@ -1,6 +1,7 @@
 """`dreamer4 bench`: runs what is asked for, prints a table, writes the JSON that other programs read."""
 
 import argparse
+import math
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -12,6 +13,7 @@ from cluster.bench.stand_in import Costs
 from cluster.presets import preset
 from cluster.runtime import ray_session
 from cluster.settings import override
+from dreamer4.errors import ConfigError
 from dreamer4.files import write_json
 from learners.parallel import ParallelConfig
 
@@ -27,7 +29,14 @@ def bench_loop(minutes: float = 0.0, most_workers: int = WORKERS[-1]) -> dict[st
     Args:
         minutes: of a long run with the real models, in which nothing may be spilled; 0 leaves it out.
         most_workers: stand-ins up to this many.
+
+    Raises:
+        ConfigError: one of these is impossible.
     """
+    if not 0 <= minutes < math.inf or most_workers < 1:
+        raise ConfigError(
+            f"--minutes ({minutes:g}) must be finite and at least 0, and --most-workers ({most_workers}) at least 1"
+        )
     config = override(preset("laptop"), ["resources.workers=2"])
     record: dict[str, Any] = {}
     with TemporaryDirectory(prefix="dreamer4-bench-") as name, ray_session(config):

@@ -17,10 +17,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cluster.bench.imagination_floor import Floor
 from cluster.bench.measure import Roofline, peak_memory_mb, seconds, write_profile
-from cluster.bench.training import COMMON, common
+from cluster.bench.training import SIZES, config_of
 from cluster.config import RunConfig
 from cluster.models import seeded
-from cluster.presets import preset
+from cluster.presets import minecraft
 from dreamer4.dynamics import Dynamics
 from dreamer4.engine import Engine, accelerate
 from dreamer4.errors import ConfigError
@@ -80,7 +80,7 @@ def workload(name: str, device: str, precision: str, engine: Engine) -> Workload
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda was asked for, but torch sees no GPU here")
-    config = common() if name == COMMON else preset("minecraft" if name == PAPER_SIZE else name)
+    config = config_of(name, {PAPER_SIZE: minecraft, **SIZES})
     tokenizer = config.tokenizer
     sizes = {"latents": tokenizer.latents // tokenizer.pack, "channels": tokenizer.channels * tokenizer.pack}
     config = replace(config, dynamics=replace(config.dynamics, **sizes))

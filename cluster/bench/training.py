@@ -5,6 +5,7 @@ transformer of its sizes (`cluster.bench.floor`), with a quarter of the rows boo
 run hold where the machine is busy, times do not.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -17,11 +18,11 @@ from cluster.bench.floor import FloorLearner
 from cluster.bench.measure import Roofline, peak_memory_mb, seconds, write_profile
 from cluster.config import RunConfig
 from cluster.models import seeded
-from cluster.presets import crafter, preset
+from cluster.presets import PRESETS, crafter
 from dreamer4.agent import Heads
 from dreamer4.data.clips import ALL, ClipSampler
 from dreamer4.dynamics import Dynamics
-from dreamer4.errors import ConfigError
+from dreamer4.errors import ConfigError, nearest
 from dreamer4.rng import generator
 from dreamer4.tokenizer import Tokenizer
 from dreamer4.transformer import parameter_count
@@ -66,6 +67,16 @@ def common() -> RunConfig:
     )
 
 
+SIZES: Mapping[str, Callable[[], RunConfig]] = {COMMON: common, **PRESETS}
+
+
+def config_of(name: str, known: Mapping[str, Callable[[], RunConfig]] = SIZES) -> RunConfig:
+    """What `--preset` names. Raises `ConfigError` that names the nearest of all that are known."""
+    if name not in known:
+        raise ConfigError(f"there is no preset '{name}'{nearest(name, known)}")
+    return known[name]()
+
+
 def workload(
     name: str,
     stage: str,
@@ -81,7 +92,7 @@ def workload(
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda was asked for, but torch sees no GPU here")
-    config = common() if name == COMMON else preset(name)
+    config = config_of(name)
     tokenizer, training = config.tokenizer, getattr(config, f"{stage}_training")
     preset_batch = 1 if name == "minecraft" else training.batch  # its rows are meant for many GPUs
     rows: int = preset_batch if batch is None else batch

@@ -1,4 +1,4 @@
-"""How many imagination workers a run should have, from two measured fractions of time (design.md, section 5).
+"""How many imagination workers a run should have, from two measured fractions of time.
 
 * The learner starves: it has no update to do. More workers help, as long as none of them is idle.
 * The workers starve: they may not run further ahead of the learner. Fewer workers do as well.

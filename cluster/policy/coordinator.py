@@ -30,6 +30,7 @@ from cluster.policy.telemetry import TelemetryWriter
 from cluster.policy.trainer import PolicyTrainer
 from cluster.policy.worker_group import WorkerSpec, remove_left_over
 from cluster.registry.lease import LeaseKeeper
+from cluster.registry.rules import DONE, FAILED, RUNNING, STOPPED
 from cluster.run import Run
 from cluster.variants import VARIANTS, Variant
 from dreamer4.errors import DreamerError, RunError
@@ -38,8 +39,6 @@ NAMESPACE = "dreamer4"
 LEASE_PATIENCE = 60.0  # seconds
 LINGER = 60.0  # seconds that a coordinator waits for its client to hear how it ended
 SHARE_OF_A_CPU = 0.01  # more than none, so that it is never put on a head that offers no CPUs
-
-RUNNING, DONE, STOPPED, FAILED = "running", "done", "stopped", "failed"
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ class Coordinator:
 
     def _drive(self) -> None:
         run, stage = self.run, self.variant.stage
-        with self._lease() as keeper, Clock(run, stage) as clock:
+        with self._lease() as keeper, keeper.telling_how_it_ends(stage), Clock(run, stage) as clock:
             remove_left_over(actor_name(run, stage, "worker"))
             learner = start_learner(run, self.variant)
             finished = False

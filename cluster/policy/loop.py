@@ -1,4 +1,4 @@
-"""Stage 4: workers imagine, one learner improves the policy, references in between (design.md, section 5).
+"""Stage 4: workers imagine, one learner improves the policy, references in between.
 
 What the loop promises, whatever is lost on the way:
 

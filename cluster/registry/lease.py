@@ -3,13 +3,14 @@
 import contextlib
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from cluster.registry.liveness import uptime
 from cluster.registry.registry import Lease, Registry, open_registry
-from cluster.registry.rules import encode
+from cluster.registry.rules import FAILED, STOPPED, encode
 from dreamer4.errors import LeaseLostError, RunError
 
 TTL = 30.0  # seconds
@@ -93,6 +94,19 @@ class LeaseKeeper:
             raise
         except RunError:
             return
+
+    @contextlib.contextmanager
+    def telling_how_it_ends(self, stage: str) -> Iterator[None]:
+        """Publishes that a stage has failed, or was stopped by an interrupt, where its block is left by an exception.
+
+        Who looks at the run would take it for running otherwise.
+        """
+        try:
+            yield
+        except BaseException as error:
+            with contextlib.suppress(LeaseLostError):  # whoever has the lease now tells how things are
+                self.publish(stage=stage, state=FAILED if isinstance(error, Exception) else STOPPED)
+            raise
 
     def superseded(self) -> bool:
         """Whether a later start of the same holder has taken over, or nobody can say.

@@ -10,6 +10,8 @@ from typing import Any
 
 from dreamer4.errors import LeaseLostError, RunError
 
+RUNNING, DONE, STOPPED, FAILED = "running", "done", "stopped", "failed"  # the published states of a stage
+
 # Said by the registry itself, so nobody may publish them.
 RESERVED = ("run", "registry", "holder", "token", "held_s", "updated", "age_s", "error")
 

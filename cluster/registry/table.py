@@ -3,14 +3,16 @@
 from collections.abc import Sequence
 from typing import Any
 
-MISSING = "–"
+from cluster.registry.rules import RUNNING
+
+MISSING, LOST = "–", "lost"
 HEAD = ("run", "stage", "state", "step", "weights", "frames/s", "workers", "holder", "age")
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """`rows` as `list_runs` gives them; a run that can't be read stands there with its error.
 
-    Age is that of the facts: a run whose state says that it runs, but which grows old and has no holder, is dead.
+    Age is that of the facts. A run that said that it runs, and that nobody holds, is `lost`: its process was killed.
     """
     if not rows:
         return "no runs"
@@ -25,7 +27,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     return (
         row["run"],
         _text(row.get("stage")),
-        _text(row.get("state")),
+        _state(row),
         _text(row.get("step")) + (f"/{row['steps']}" if row.get("steps") is not None else ""),
         _text(row.get("weights_version")),
         f"{rate:.4g}" if isinstance(rate, int | float) else MISSING,
@@ -33,6 +35,10 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         _text(row["holder"]),
         _age(row["age_s"]),
     )
+
+
+def _state(row: dict[str, Any]) -> str:
+    return LOST if row.get("state") == RUNNING and row["holder"] is None else _text(row.get("state"))
 
 
 def _text(value: Any) -> str:

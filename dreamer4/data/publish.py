@@ -169,11 +169,11 @@ def read_listing(folder: Path) -> dict[str, dict[str, Any]]:
 def safe_name(name: str) -> str:
     """The name, if it leads to a harmless file inside of the folder; else raises `DataError`."""
     parts = name.split("/")
-    plain = all(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*", part) for part in parts)
+    plain = all(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.@\-]*", part) for part in parts)  # as `iql@0.003.json`
     if not plain or len(parts) > 3 or PurePosixPath(name).suffix not in SUFFIXES or name == LISTING:
         raise DataError(
-            f"'{name}' may not be published or taken: names are relative, of letters, digits, '_', '-' and '.', and "
-            f"end in {', '.join(SUFFIXES)}"
+            f"'{name}' may not be published or taken: names are relative, of letters, digits, '_', '-', '.' and "
+            f"'@', and end in {', '.join(SUFFIXES)}"
         )
     return name
 

@@ -27,7 +27,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything small, the roofline's matrices too."""
     config = laptop()
     config = replace(config, dynamics=replace(config.dynamics, width=16, hidden=32))
-    monkeypatch.setattr(bench, "preset", lambda name: config)
+    monkeypatch.setattr(bench, "config_of", lambda name, known: config)
     monkeypatch.setattr("cluster.bench.measure.SIZES", {"cpu": 32})
     monkeypatch.setattr("cluster.bench.measure.COPIED", {"cpu": 1 << 12})
 
@@ -56,6 +56,15 @@ def test_the_floors_cache_remembers_commits_and_denoising_leaves_no_trace():
         one.observe(z[:, None], action[:, None])
     assert torch.equal(floor(z, action, 0), other(z, action, 0))
     assert not torch.allclose(floor(z, action, 0), Floor(config, 1)(z, action, 0))
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [("nope", "known: common, crafter, .*, paper-size, smoke"), ("papersize", "did you mean 'paper-size'")],
+)
+def test_unknown_sizes_are_told_all_that_the_help_names(name, sentence):
+    with pytest.raises(ConfigError, match=f"there is no preset '{name}'; {sentence}"):
+        bench.workload(name, "cpu", "float32", "eager")
 
 
 def test_impossible_options_are_refused():

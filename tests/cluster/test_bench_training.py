@@ -113,6 +113,7 @@ def test_layers_may_be_compiled(monkeypatch):
     "options, message",
     [
         (["--preset", "lapdog"], "laptop"),
+        (["--preset", "nope"], "there is no preset 'nope'; known: common, crafter, "),
         (["--batch", "0"], "--batch"),
         (["--turns", "0"], "--turns"),
         (["--preset", "laptop", "seed=1"], "takes no settings"),

@@ -9,11 +9,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from cluster.config import RunConfig, resolve
+from cluster.config import COMPUTED, RunConfig, resolve
 from cluster.main import main, read_settings
 from cluster.presets import PRESETS, smoke
 from cluster.run import Run
-from cluster.settings import from_json
+from cluster.settings import differences, from_json, to_json
 from dreamer4.errors import ConfigError, DataError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -150,6 +150,9 @@ def test_another_config_for_an_existing_run_is_a_mistake(played, capsys):
         (["evaluate", "--run", "nowhere", "--episodes", "0"], "--episodes must be at least 1"),
         (["report", "--run", "r", "seed=1"], "`report` takes no settings"),
         (["presets", "laptp"], "did you mean 'laptop'?"),
+        (["diagnose", "--run", "nowhere"], "there is no run in"),
+        (["report", "--run", "nowhere"], "there is no run in"),
+        (["push", "--run", "nowhere", "--to", "hub"], "there is no run in"),
     ],
 )
 def test_mistakes_are_one_sentence_and_leave_nothing(played, tmp_path, capsys, arguments, message):
@@ -223,11 +226,26 @@ def test_presets_are_listed_with_their_sizes(capsys):
     out = capsys.readouterr().out
     assert all(name in out for name in PRESETS)
     assert "dynamics 1704 M" in out
+    assert max(map(len, out.splitlines())) <= 120
 
 
-def test_printed_preset_is_a_whole_config(capsys):
-    assert main(["presets", "smoke"]) == 0
-    assert from_json(RunConfig, json.loads(capsys.readouterr().out)) == smoke()
+@pytest.mark.parametrize("name", PRESETS)
+def test_what_is_said_of_a_preset_ends_with_its_sentence(name, capsys):
+    assert main(["presets"]) == 0
+    about = " ".join(str(PRESETS[name].__doc__).partition("\n\n")[0].split())
+    assert about.endswith(".") and f"{name} {about} tokenizer" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_printed_preset_has_all_keys_but_those_that_are_computed(name, capsys):
+    assert main(["presets", name]) == 0
+    printed, config = json.loads(capsys.readouterr().out), PRESETS[name]()
+    found, whole = from_json(RunConfig, printed), to_json(config)
+    assert {d.key for d in differences(found, config)} <= set(COMPUTED)
+    for key in COMPUTED:
+        section, _, leaf = key.partition(".")
+        del whole[section][leaf]
+    assert printed == whole
 
 
 def test_mistake_within_a_stage_is_one_sentence_too(played, capsys):

@@ -7,11 +7,11 @@ import torch
 from factories import lively
 from handmade import empty_run
 
-from cluster.models import load_agent, load_agent_share, load_policy, new_dynamics, new_heads
+from cluster.models import RunData, load_agent, load_agent_share, load_policy, new_dynamics, new_heads
 from cluster.presets import smoke
 from cluster.run import Run
 from cluster.settings import override
-from dreamer4.errors import CheckpointError, ConfigError
+from dreamer4.errors import CheckpointError, ConfigError, DataError
 from learners.agent import AgentModel
 from learners.iql import IQLModel
 from learners.process_group import close_shard, init_shard, reserve
@@ -59,6 +59,28 @@ def test_iql_has_a_policy_for_every_temperature(tmp_path):
 def test_an_agent_that_was_not_trained_has_no_share(tmp_path, mesh):
     with pytest.raises(CheckpointError, match=r"there is no checkpoint in '.*agent'"):
         load_agent_share(empty_run(tmp_path), mesh)
+
+
+@pytest.mark.parametrize(
+    ("policy", "command"),
+    [
+        ("bc", ": `dreamer4 train agent --run {run}` makes one"),
+        ("pmpo", ": `dreamer4 train policy --run {run}` makes one"),
+        ("iql", ": `dreamer4 quickstart --run {run}` makes one, if the setting `controls` has 'iql' in it"),
+        ("filtered_bc", "makes one, if the setting `controls` has 'filtered_bc' in it"),
+    ],
+)
+def test_who_wants_what_was_not_trained_is_told_the_command_that_trains_it(tmp_path, policy, command):
+    run = empty_run(tmp_path)
+    with pytest.raises(CheckpointError) as caught:
+        load_policy(run, policy)
+    assert str(caught.value).endswith(command.format(run=run.path))
+
+
+def test_run_without_recordings_says_how_it_would_have_some(tmp_path):
+    run = empty_run(tmp_path)
+    with pytest.raises(DataError, match=rf"run '{run.path}' has no recordings: .*data collect --run.*a pulled run"):
+        RunData(run)
 
 
 def test_a_damaged_file_has_no_share(tmp_path, mesh):

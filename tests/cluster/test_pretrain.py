@@ -24,11 +24,13 @@ from trained import (
     train,
 )
 
+from cluster import pretrain
 from cluster.board import Board, News
 from cluster.config import configure
 from cluster.presets import smoke
 from cluster.pretrain import StageTrainer, Steps, train_stage
 from cluster.registry.lease import LeaseKeeper
+from cluster.registry.registry import open_registry
 from cluster.run import Run
 from cluster.runtime import logical_cpus
 from cluster.telemetry import MetricsWriter
@@ -201,3 +203,30 @@ def test_a_run_that_another_one_writes_is_not_trained(tmp_path):
     ):
         train_stage(run, "tokenizer")
     assert run.checkpoints("tokenizer").latest() is None and run.finished("tokenizer") is None
+
+
+@pytest.mark.parametrize(
+    ("error", "state"),
+    [
+        (KeyboardInterrupt(), "stopped"),
+        (SystemExit(15), "stopped"),  # what Ray makes of SIGTERM
+        (DataError("no shard 3"), "failed"),
+        (ZeroDivisionError("a bug"), "failed"),
+    ],
+)
+def test_who_looks_is_told_how_a_training_ended_before_its_end(directory_run, monkeypatch, error, state):
+    def train_alone(run: Run, stage: str, keeper: LeaseKeeper) -> dict[str, float]:
+        keeper.publish(step=4)
+        seen.append(open_registry(run.path).read())
+        raise error
+
+    seen = []
+    monkeypatch.setattr(pretrain, "train_alone", train_alone)
+    with Run.open(directory_run, configure(smoke(), [])) as run, pytest.raises(type(error)):
+        train_stage(run, "tokenizer")
+    seen.append(open_registry(run.path).read())
+    assert [(told["stage"], told["state"], told["step"]) for told in seen] == [
+        ("tokenizer", "running", 4),
+        ("tokenizer", state, 4),
+    ]
+    assert seen[0]["holder"] is not None and seen[1]["holder"] is None

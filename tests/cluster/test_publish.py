@@ -17,6 +17,7 @@ from cluster.evaluation import build_policy
 from cluster.main import main
 from cluster.models import load_agent, load_policy, load_tokenizer, new_dynamics, new_heads, new_tokenizer
 from cluster.presets import smoke
+from cluster.reports.results import read_evaluations
 from cluster.run import Run
 from dreamer4.data.publish import LISTING, read_listing, receive
 from dreamer4.data.validate import validate
@@ -40,6 +41,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
     run.checkpoints("policy").save(6, policy, {}, run.identity())
     add_evaluation(run, "bc", -0.25, 0.125, 50)
     add_evaluation(run, "pmpo", 0.75, None, 150)
+    add_evaluation(run, "iql@0.001", 0.5, 0.0625, 100)  # as a further temperature is called
     return run
 
 
@@ -64,6 +66,15 @@ def test_pulled_models_are_the_same_and_play_the_same(trained, published, tmp_pa
     ]
     assert_equal(played[0], played[1])
     assert main(["pull", "--from", str(published), "--run", str(tmp_path / "pulled")]) == 2
+    evaluations = [read_evaluations(run.path) for run in (trained, pulled)]
+    assert evaluations[0] == evaluations[1] and list(evaluations[0]) == ["bc", "iql@0.001", "pmpo"]
+
+
+def test_a_pulled_run_is_known_to_have_no_recordings(published, tmp_path, capsys):
+    assert main(["pull", "--from", str(published), "--run", str(tmp_path / "pulled")]) == 0
+    assert main(["diagnose", "--run", str(tmp_path / "pulled")]) == 2
+    told = capsys.readouterr().err
+    assert f"run '{tmp_path / 'pulled'}' has no recordings" in told and "a pulled run has models only" in told
 
 
 def test_card_tells_what_the_report_tells(trained, published):
@@ -95,6 +106,12 @@ def test_nothing_but_tensors_text_and_json_is_published(published):
         "a\\b.json",
         "~/x.json",
         "a//b.json",
+        "@x.json",
+        "a/@x.json",
+        "@/x.json",
+        "x@.pkl",
+        "user@host:x.json",
+        "a@b.json\n",
     ],
 )
 def test_unsafe_names_are_refused_before_anything_is_copied(published, tmp_path, name):

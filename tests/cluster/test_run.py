@@ -33,8 +33,12 @@ def test_new_run_keeps_its_config(tmp_path):
 def test_missing_run_is_named_and_not_made(tmp_path):
     with pytest.raises(RunError, match=r"no run in .*nothing.*dreamer4 quickstart --run"):
         Run.open(tmp_path / "nothing")
-    with pytest.raises(RunError, match="nothing"):
-        Run.attach(tmp_path / "nothing")
+    (tmp_path / "file").touch()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "manifest.json").write_text("{}")  # a dataset is no run
+    for name in ("nothing", "file", "data"):
+        with pytest.raises(RunError, match=rf"no run in '.*{name}': give a run directory, .*`dreamer4 runs --root"):
+            Run.attach(tmp_path / name)
     assert not (tmp_path / "nothing").exists()
 
 

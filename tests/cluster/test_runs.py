@@ -53,6 +53,20 @@ def test_everything_known_is_written_as_json(two_runs, capsys):
     assert capsys.readouterr().out.startswith("run ")
 
 
+def test_run_that_said_it_runs_and_that_nobody_writes_is_lost(any_run, capsys):
+    """As a killed process leaves it; one that was stopped has said so."""
+    (any_run / "config.json").write_text("{}")
+    registry = open_registry(any_run)
+    for told, shown in (("running", "lost"), ("stopped", "stopped"), ("done", "done")):
+        lease = registry.acquire("trainer", HOUR)
+        registry.publish(lease, stage="dynamics", state=told)
+        held = table([registry.read()]).splitlines()[1]
+        assert cells(held)[2] == told, "while it is written it is as it says"
+        registry.release(lease)
+        assert main(["runs", "--root", str(any_run.parent)]) == 0
+        assert cells(capsys.readouterr().out.splitlines()[1])[1:3] == ["dynamics", shown]
+
+
 def test_columns_stand_below_each_other():
     lines = table([IDLE, {**IDLE, "run": "/much/longer", "stage": "policy", "step": 3, "age_s": 1.0}]).splitlines()
     for name in ("stage", "step", "age"):

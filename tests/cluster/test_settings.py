@@ -1,10 +1,13 @@
 import json
-from collections.abc import Sequence
+import re
+import shlex
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pytest
 
+from cluster.presets import laptop
 from cluster.settings import Difference, differences, from_json, override, to_json
 from dreamer4.errors import ConfigError
 
@@ -16,6 +19,7 @@ class Engine:
     turbo: bool = False
     limit: float | None = None
     fuel: Literal["petrol", "diesel"] = "petrol"
+    order: tuple[int, int, int, int] | None = None
 
     def __post_init__(self) -> None:
         if self.turbo and self.cylinders < 4:
@@ -120,7 +124,12 @@ def test_override_parses_by_type(assignment, expected):
         ("engine.power=inf", ["engine.power", "a finite number", "inf"]),
         ("engine.turbo=1", ["engine.turbo", "true or false", "'1'"]),
         ("engine.fuel=coal", ["engine.fuel", "'diesel'", "'coal'"]),
-        ("size=4,2,1", ["size", "a list of 3 float", "'4,2,1'"]),
+        ("size=4,2,1", ["size", "a list of 3 float", "such as size='[0.5, 1.5, 2.5]'", "'4,2,1'"]),
+        ("colours=red", ["colours", "a list of str", """such as colours='["a", "b"]'""", "'red'"]),
+        (
+            "engine.order=1,3",
+            ["engine.order", "a list of 4 int", "such as engine.order='[1, 2, 3, 4]' or none", "'1,3'"],
+        ),
         ("engine=4", ["'engine' is a section", "power, cylinders"]),
         ("engin.power=4", ["'engin.power'", "did you mean 'engine.power'?"]),
         ("engine.power.much=4", ["'engine.power.much'", "did you mean 'engine.power'?"]),
@@ -131,6 +140,31 @@ def test_override_explains_mistakes(assignment, words):
     with pytest.raises(ConfigError) as caught:
         override(Car("x"), [assignment])
     assert all(word in str(caught.value) for word in words), caught.value
+
+
+@pytest.mark.parametrize("key", ["size", "colours", "engine.order"])
+def test_example_of_a_list_can_be_copied_into_a_shell(key):
+    with pytest.raises(ConfigError) as caught:
+        override(Car("x"), [f"{key}=nonsense"])
+    (example,) = re.findall(rf"such as ({key}='.*?')", str(caught.value))
+    (assignment,) = shlex.split(example)
+    assert override(Car("x"), [assignment]) != Car("x")
+
+
+def test_every_list_of_a_run_has_an_example():
+    lists = [key for key, value in leaves(to_json(laptop())) if isinstance(value, list) and key != "dynamics.actions"]
+    assert {"controls", "tokenizer.frame", "data.weights"} <= set(lists)
+    for key in lists:
+        with pytest.raises(ConfigError, match=f"such as {key}='"):
+            override(laptop(), [f"{key}=nonsense"])
+
+
+def leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
 
 
 def test_coupled_keys_change_together_in_any_order():

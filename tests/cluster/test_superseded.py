@@ -13,6 +13,7 @@ from cluster.policy import coordinator as module
 from cluster.policy.coordinator import FAILED, Coordinator
 from cluster.presets import smoke
 from cluster.registry.lease import LeaseKeeper
+from cluster.registry.registry import open_registry
 from cluster.run import Run
 from dreamer4.errors import LeaseLostError, RunError
 
@@ -72,7 +73,10 @@ def test_superseded_coordinator_leaves_learner_and_name_to_its_successor(ends, a
     later = ExitStack()
     with later:
         assert ends(lambda keeper: later.enter_context(LeaseKeeper(any_run, keeper.holder))) == []
+        assert "state" not in open_registry(any_run).read(), "nor does it say that the run has failed"
 
 
-def test_coordinator_that_fails_by_itself_takes_its_learner_with_it(ends):
+def test_coordinator_that_fails_by_itself_takes_its_learner_with_it(ends, any_run):
     assert ends(lambda keeper: None) == ["learner", "coordinator"]
+    told = open_registry(any_run).read()
+    assert (told["stage"], told["state"], told["holder"]) == ("policy", FAILED, None)
