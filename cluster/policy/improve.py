@@ -1,10 +1,7 @@
 """The client of stage 4: starts or finds the coordinator, shows its progress, and tells how it ended."""
 
-import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -37,17 +34,16 @@ def improve_policy(run: Run, name: str = "policy") -> None:
     stage = VARIANTS[name].stage
     coordinator = _attach(run, name)
     progress: Progress | None = None
-    with _terminated_as_interrupted():
-        try:
-            while (status := _ask(coordinator, run, stage)).state == RUNNING:
-                if status.step and progress is None:
-                    progress = Progress(stage, status.steps, done=status.step)
-                if progress is not None:
-                    progress.update(status.step, status.metrics)
-                time.sleep(POLL_SECONDS)
-        except KeyboardInterrupt:
-            _stop(coordinator, run, stage)
-            raise
+    try:
+        while (status := _ask(coordinator, run, stage)).state == RUNNING:
+            if status.step and progress is None:
+                progress = Progress(stage, status.steps, done=status.step)
+            if progress is not None:
+                progress.update(status.step, status.metrics)
+            time.sleep(POLL_SECONDS)
+    except KeyboardInterrupt:
+        _stop(coordinator, run, stage)
+        raise
     if progress is not None:
         progress.update(status.step, status.metrics)
         progress.close()
@@ -110,17 +106,3 @@ def _stop(coordinator: Any, run: Run, stage: str) -> None:
     coordinator.stop.remote()
     while time.monotonic() < deadline and _ask(coordinator, run, stage).state == RUNNING:
         time.sleep(POLL_SECONDS)
-
-
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM stops the run in order, as SIGINT does."""
-
-    def interrupt(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

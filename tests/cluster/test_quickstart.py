@@ -125,6 +125,8 @@ def test_killed_and_interrupted_run_ends_with_the_same_numbers(whole: Path, tmp_
     interrupt(path, lambda: reached("dynamics"), signal.SIGKILL)
     run = Run.attach(path)
     assert run.finished("encode") is not None and run.finished("dynamics") is None  # it was hit in mid-stage
+    interrupt(path, lambda: reached("agent"), signal.SIGTERM)
+    assert path.with_suffix(".log").read_text().endswith("dreamer4: interrupted; the same command goes on\n")
     interrupt(path, lambda: reached("policy"), signal.SIGINT)
     assert run.finished("agent") is not None and run.finished("evaluate") is None
     finish(path)
