@@ -179,7 +179,8 @@ def train_stage(run: Run, stage: str) -> None:
     steps = training_of(run.config, stage).steps
     holder = f"{stage} training of process {os.getpid()} on {socket.gethostname()}"
     with LeaseKeeper(run.path, holder) as keeper, keeper.telling_how_it_ends(stage):
-        keeper.publish(stage=stage, state=RUNNING, steps=steps)
+        unknown = dict.fromkeys(("step", "frames_per_s", "workers"))  # those that stand there are the last stage's
+        keeper.publish(stage=stage, state=RUNNING, steps=steps, **unknown)
         if run.config.resources.trainers > 1:
             from cluster.train_job import train_together  # importing Ray Train takes seconds
 
@@ -198,6 +199,7 @@ def train_alone(run: Run, stage: str, keeper: LeaseKeeper) -> dict[str, float]:
     ).remote(str(run.path), stage)
     result(trainer.fetch.remote())
     step = result(trainer.restore.remote())
+    keeper.publish(step=step)
     metrics = MetricsWriter(run)
     metrics.truncate_after(stage, step)
     progress = Progress(stage, training.steps, done=step)

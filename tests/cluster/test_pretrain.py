@@ -205,6 +205,20 @@ def test_a_run_that_another_one_writes_is_not_trained(tmp_path):
     assert run.checkpoints("tokenizer").latest() is None and run.finished("tokenizer") is None
 
 
+def test_a_stage_does_not_show_the_facts_of_the_last_one(directory_run, monkeypatch):
+    def train_alone(run: Run, stage: str, keeper: LeaseKeeper) -> dict[str, float]:
+        seen.append(open_registry(run.path).read())
+        return {}
+
+    seen = []
+    monkeypatch.setattr(pretrain, "train_alone", train_alone)
+    with LeaseKeeper(directory_run, "stage 4") as keeper:
+        keeper.publish(stage="policy", state="done", step=77, frames_per_s=900.0, workers=3)
+    with Run.open(directory_run, configure(smoke(), [])) as run:
+        train_stage(run, "filtered_bc")
+    assert [seen[0][name] for name in ("stage", "step", "frames_per_s", "workers")] == ["filtered_bc", None, None, None]
+
+
 @pytest.mark.parametrize(
     ("error", "state"),
     [
