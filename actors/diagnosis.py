@@ -144,8 +144,8 @@ def first_rewards(dreamt_NH: np.ndarray, real_NH: np.ndarray, least: float) -> d
     the two gives something, `same` is the share in which both do, and `same_step` at the same step; `missed` are those
     in which reality alone does, `false` those in which the dream alone does, which a policy may learn to look for.
     """
-    dreamt_N, real_N = (_first(np.sign(r) * (np.abs(r) >= size)) for r, size in ((dreamt_NH, least), (real_NH, 0)))
-    (sign_N, step_N), (real_sign_N, real_step_N) = dreamt_N, real_N
+    sign_N, step_N = _first(np.sign(dreamt_NH) * (np.abs(dreamt_NH) >= least))
+    real_sign_N, real_step_N = _first(np.sign(real_NH))
     any_N, same_N = (sign_N != 0) | (real_sign_N != 0), (sign_N == real_sign_N) & (sign_N != 0)
     return {
         "n": int(any_N.sum()),

@@ -142,6 +142,11 @@ class RunConfig:
                 raise ConfigError(f"controls may hold {', '.join(CONTROLS)}, got '{name}'")
 
 
+def unplayable(env: str) -> str:
+    """What whoever wants policies judged is told, where `RunConfig.judged` has none."""
+    return f"evaluate: '{env}' can't be played here, so no policy is judged by it"
+
+
 def resolve(config: RunConfig, env: EnvSpec | None = None) -> RunConfig:
     """Fills in the sizes of the world model that tokenizer and environment fix.
 

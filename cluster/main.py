@@ -219,8 +219,10 @@ def evaluate(options: argparse.Namespace) -> None:
     if options.episodes is not None and options.episodes < 1:
         raise ConfigError(f"--episodes must be at least 1, got {options.episodes}")
     with open_run(options.run, options.settings) as run:
+        from cluster.config import unplayable
+
         if not run.config.judged:  # no mistake: a recipe goes on to its report
-            print(f"evaluate: '{run.config.env}' can't be played here, so no policy is judged by it", flush=True)
+            print(unplayable(run.config.env), flush=True)
             return
         from cluster.runtime import ray_session
         from cluster.stages import evaluate_policy

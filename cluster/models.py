@@ -8,7 +8,7 @@ import torch
 from torch.distributed.device_mesh import DeviceMesh
 
 from cluster.run import Run
-from cluster.variants import IMITATIONS
+from cluster.variants import IMITATIONS, trained_by
 from dreamer4.agent import Heads
 from dreamer4.checkpoint import load_tensors
 from dreamer4.data.clips import ClipSampler
@@ -187,18 +187,16 @@ def load_policy(run: Run, name: str) -> PolicyHead:
         CheckpointError: it has not been trained in this run.
         ConfigError: IQL has no policy of that temperature.
     """
-    policy, stage, prefix = new_heads(run).policy, name, "policy."
+    policy, stage, prefix = new_heads(run).policy, trained_by(name) or name, "policy."
     if name == "bc":
-        stage, prefix = "agent", "heads.policy."
-    elif name == "pmpo":
-        stage = "policy"
+        prefix = "heads.policy."
     elif name in IMITATIONS and not IMITATIONS[name].scratch:
         prefix = ""
     elif name.startswith("iql"):
         names = run.config.iql_policies
         if name not in names:
             raise ConfigError(f"IQL has no policy '{name}' in '{run.path}', but {', '.join(names)}")
-        stage, prefix = "iql", f"policies.{names.index(name)}."
+        prefix = f"policies.{names.index(name)}."
     weights = run.checkpoints(stage).load().weights
     chosen = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
     load_weights(policy, chosen, name)

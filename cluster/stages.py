@@ -9,6 +9,7 @@ from typing import Any
 from actors.collector import Collector
 from actors.encoder import Encoder
 from cluster.clock import Clock
+from cluster.config import unplayable
 from cluster.data.dealing import deal
 from cluster.evaluation import evaluate_policy
 from cluster.models import RunData, load_tokenizer
@@ -160,7 +161,7 @@ def evaluate(run: Run) -> None:
     """Plays every policy of the run and some to compare with, where there is an environment to play in."""
     names = run.config.judged
     if not names:
-        print(f"evaluate: '{run.config.env}' can't be played here, so no policy is judged by it", flush=True)
+        print(unplayable(run.config.env), flush=True)
     progress = Progress("evaluate", len(names))
     for done, name in enumerate(names, start=1):
         measured = evaluate_policy(run, name)

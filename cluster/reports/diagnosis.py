@@ -96,8 +96,10 @@ def diagnose(run: Run, windows: int) -> dict[str, Any]:
 def _new_starts(dataset: EpisodeDataset, env: str, played: dict[str, Any]) -> dict[str, dict[str, float]]:
     """Success of the policies that were played, in those episodes that began as no recording did."""
     found = {}
+    seeds = sorted({seed for record in played.values() for seed in record["seeds"]})
+    new = dict(zip(seeds, new_starts(dataset, env, seeds), strict=True))
     for name, record in played.items():
-        new_N = new_starts(dataset, env, record["seeds"])
+        new_N = np.array([new[seed] for seed in record["seeds"]], bool)
         if new_N.any():
             found[name] = {"n": int(new_N.sum()), "success": float(np.mean(np.array(record["successes"])[new_N]))}
     return found
