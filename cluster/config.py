@@ -2,10 +2,12 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
 from cluster.config_checks import problems
 from cluster.data.recorded import check_mixture, recorded
+from cluster.paths import absolute_setting
 from cluster.settings import override
 from dreamer4.agent import HeadsConfig
 from dreamer4.dynamics import DynamicsConfig, check_shortcut
@@ -185,7 +187,7 @@ def resolve(config: RunConfig, env: EnvSpec | None = None) -> RunConfig:
 
 
 def configure(base: RunConfig, assignments: Iterable[str]) -> RunConfig:
-    """A preset or an earlier config with `KEY=VALUE`s of the command line, resolved.
+    """A preset or an earlier config with `KEY=VALUE`s of the command line, resolved. Paths are taken from this folder.
 
     Raises:
         ConfigError: unknown key, wrong type, impossible combination, or a key that is computed from others.
@@ -195,4 +197,4 @@ def configure(base: RunConfig, assignments: Iterable[str]) -> RunConfig:
         key = assignment.partition("=")[0]
         if key in COMPUTED:
             raise ConfigError(f"{key} follows from the tokenizer and the environment: set tokenizer.* or env instead")
-    return resolve(override(base, assignments))
+    return resolve(override(base, [absolute_setting(assignment, Path.cwd()) for assignment in assignments]))

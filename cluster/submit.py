@@ -6,7 +6,6 @@ directory has to be on a disk that all nodes share.
 """
 
 import asyncio
-import json
 import logging
 import os
 import shlex
@@ -24,15 +23,14 @@ from ray.dashboard.modules.job.pydantic_models import JobDetails
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
+from cluster import paths
 from dreamer4.errors import ConfigError, RunError
 
 ROOT = Path(__file__).resolve().parents[1]
 ADDRESSES = ("RAY_DASHBOARD_ADDRESS", "RAY_API_SERVER_ADDRESS")
-# Options and settings of our commands that name a file or folder; what takes URLs as well is among them.
+# Options of our commands that name a file or folder; what takes URLs as well is among them.
 PATHS = ("--run", "--json", "--root", "--data", "--source", "--out", "--like", "--exclude", "--sheet", "--profile")
 PATHS += ("--to", "--from")
-SETTINGS = ("data.source", "tokenizer_training.perceptual_vgg", "tokenizer_training.perceptual_linear")
-LISTS = ("data.mixture",)  # settings that are lists of such
 # Loggers that tell of every file that isn't shipped, and when a connection closes.
 TALKATIVE = ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
 STOPPED = 143  # the exit status of a job that was stopped, as if by SIGTERM
@@ -201,24 +199,13 @@ def absolute(command: Sequence[str], folder: Path) -> list[str]:
 
 
 def _is_path(name: str) -> bool:
-    return name in PATHS or name.removeprefix("--") in (*SETTINGS, *LISTS)
+    return name in PATHS or name.removeprefix("--") in (*paths.SETTINGS, *paths.LISTS)
 
 
 def _placed(name: str, value: str, folder: Path) -> str:
     """The value of an option or a setting, taken from `folder`."""
-    key = name.removeprefix("--")
-    if key in SETTINGS and value.lower() in ("", "none", "null"):
-        return value
-    if key not in LISTS:
-        return _absolute(value, folder)
-    with suppress(TypeError, ValueError):  # of something else than a list of texts the job says so
-        if isinstance(places := json.loads(value), list):
-            return json.dumps([_absolute(place, folder) for place in places])
-    return value
-
-
-def _absolute(place: str, folder: Path) -> str:
-    return place if "://" in place else str(folder / place)
+    setting = name not in PATHS and _is_path(name)
+    return paths.absolute_value(name.removeprefix("--"), value, folder) if setting else paths.absolute(value, folder)
 
 
 def source() -> Path | None:

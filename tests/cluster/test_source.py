@@ -38,6 +38,18 @@ def test_a_run_reads_the_recordings_where_they_are(recordings, tmp_path):
     assert not (run.path / "data").exists()
 
 
+def test_places_are_those_of_where_the_command_was_given(recordings, tmp_path, monkeypatch):
+    """Workers and later commands look from elsewhere."""
+    place = Path(recordings.data)
+    monkeypatch.chdir(place.parent)
+    config = configure(smoke(), [f"data.source={place.name}", f'data.mixture=["{place.name}"]', "data.weights=[1,1]"])
+    assert (config.data.source, config.data.mixture) == (str(place), (str(place),))
+    vgg, linear = "tokenizer_training.perceptual_vgg=vgg", "tokenizer_training.perceptual_linear=/w/linear"
+    training = configure(config, [vgg, linear]).tokenizer_training
+    assert (training.perceptual_vgg, training.perceptual_linear) == (str(place.parent / "vgg"), "/w/linear")
+    assert configure(config, ["data.source=none", "data.mixture=[]", "data.weights=[]"]).data.source is None
+
+
 def test_sizes_of_the_world_model_follow_from_the_recordings(recordings, tmp_path):
     run = on(recordings, tmp_path / "run", "env=a-game-of-their-own")
     assert run.config.dynamics.space == recordings.config.dynamics.space

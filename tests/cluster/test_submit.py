@@ -21,8 +21,9 @@ from ray._private.runtime_env.working_dir import upload_working_dir_if_needed
 from cluster.config import RunConfig
 from cluster.local.cluster import LocalCluster
 from cluster.main import build_parser, main
+from cluster.paths import LISTS, SETTINGS
 from cluster.run import Run
-from cluster.submit import LISTS, PATHS, SETTINGS, absolute, address, source
+from cluster.submit import PATHS, absolute, address, source
 from cluster.telemetry import read_metrics
 from dreamer4.errors import ConfigError, RunError
 
