@@ -1,0 +1,75 @@
+"""A device that isn't the CPU, for machines without one: its tensors are the CPU's behind a wall.
+
+What a GPU refuses is refused: operations on tensors of both devices, random numbers of the CPU's generators, and arrays
+without a copy to the CPU. All else is computed on the CPU, so the numbers are the CPU's, and code that runs here puts
+every tensor where it belongs. Kernels, precisions and streams of a real GPU are not tried by it.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
+NAME = "far"
+COPIES = ("aten::copy_", "aten::_to_copy", "aten::_copy_from")  # what may have tensors of both devices
+
+
+class FarTensor(Tensor):
+    """Has the shape and the strides of a CPU tensor and holds it; is on the far device."""
+
+    held: Tensor
+
+    @staticmethod
+    def __new__(cls, held: Tensor) -> "FarTensor":
+        layout = {"strides": held.stride(), "storage_offset": held.storage_offset()}
+        far = Tensor._make_wrapper_subclass(cls, held.shape, dtype=held.dtype, device=torch.device(NAME, 0), **layout)
+        far.held = held
+        return far
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return compute(func, args, kwargs or {})
+
+
+class FarDevice(TorchDispatchMode):
+    """Within a `with` block there is a device `far`. For processes of their own: torch never forgets a device."""
+
+    def __enter__(self) -> Any:
+        _setup_privateuseone_for_python_backend(NAME)
+        return super().__enter__()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return compute(func, args, kwargs or {})
+
+
+def compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """An operation on the CPU tensors that are held; its results are on the device where a GPU's would be."""
+    values = tree_leaves((args, kwargs))
+    far = [value for value in values if isinstance(value, FarTensor)]
+    asked = kwargs.get("device")
+    result_is_far = bool(far) if asked is None else torch.device(asked).type == NAME
+    check(func._schema.name, values, bool(far), result_is_far)
+    if asked is not None:
+        kwargs = {**kwargs, "device": torch.device("cpu")}
+    args, kwargs = tree_map_only(FarTensor, lambda tensor: tensor.held, (args, kwargs))
+    result = func(*args, **kwargs)
+    if not result_is_far:
+        return result
+    given = {id(getattr(value, "held", value)): value for value in values if isinstance(value, Tensor)}
+    # What is changed in place stays the same tensor.
+    return tree_map_only(Tensor, lambda t: given[id(t)] if id(t) in given else FarTensor(t), result)
+
+
+def check(name: str, values: list[Any], far: bool, result_is_far: bool) -> None:
+    """Raises `RuntimeError` where a GPU would; it takes numbers, tensors without a dimension, from the CPU."""
+    for value in values:
+        if isinstance(value, torch.Generator) and (far or result_is_far):
+            raise RuntimeError(f"{name}: expected a generator of '{NAME}', found one of '{value.device}'")
+        near = isinstance(value, Tensor) and not isinstance(value, FarTensor) and value.dim() > 0
+        if near and far and name not in COPIES:
+            raise RuntimeError(f"{name}: expected all tensors to be on '{NAME}', found {tuple(value.shape)} on the CPU")
