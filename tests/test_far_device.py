@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 import torch
 from alone import play, play_far
-from far_device import NAME, FarDevice
+from factories import tiny_dynamics
+from far_device import NAME, FarDevice, FarGraph
+
+from dreamer4.engine import frame_inputs, record
+from dreamer4.imagination import ImaginationConfig, WorldStream
+from dreamer4.rng import generator
+from dreamer4.shortcut import ShortcutConfig
 
 DOORKEY = ("shortcut.drafts=true", "shortcut.context_share=0.0", "agent_training.context_share=0.0")
 DOORKEY += ("data.half_distinct=true", "tokenizer.latent_noise=0.25", "tokenizer.latent_rms=1.5")
@@ -86,3 +92,59 @@ def computed() -> tuple[list[float], list[float], str]:
         changed += torch.ones(3).to(NAME)
         assert weight.grad is not None
         return weight.grad.cpu().tolist(), changed.cpu().tolist(), str(changed.device)
+
+
+def test_a_recorded_frame_goes_on_as_the_plain_one_does():
+    """Frames as a graph, whose Python runs once: rings turn, positions count and streams start anew without it."""
+    plain, recorded, unprepared = elsewhere(frames_of_a_graph)
+    np.testing.assert_allclose(recorded, plain, atol=1e-5)
+    assert np.abs(unprepared - plain).max() > 0.1  # the control: a cache whose sizes are Python's
+
+
+@torch.no_grad()
+def frames_of_a_graph() -> list[np.ndarray]:
+    """Features of more frames than the window, in a stream that then starts anew with other tasks."""
+    torch.cuda.CUDAGraph, torch.cuda.graph = FarGraph, FarGraph.recording
+    with FarDevice():
+        return [frames(recorded=False), frames(recorded=True), frames(recorded=True, static=False)]
+
+
+def frames(recorded: bool, static: bool = True) -> np.ndarray:
+    dynamics = tiny_dynamics().to(NAME)
+    shortcut, sampling = ShortcutConfig(k_max=8, context_noise=0.125), ImaginationConfig(sampling_steps=2)
+    stream = WorldStream(dynamics, shortcut, sampling, 2, torch.zeros(2, dtype=torch.long, device=NAME))
+    stream.cache.static = static
+    if recorded:
+        inputs = frame_inputs(stream)
+        stream.run(*inputs)
+        stream.run = record(stream, inputs)
+    draw, features = generator("frames"), []
+    for task in (0, 1):
+        stream.restart(torch.full((2,), task, device=NAME))
+        for action in (0, 1, 2, 1, 0, 2):
+            _, feature = stream.generate(torch.full((2, 1), float(action), device=NAME), draw)
+            assert feature is not None
+            features.append(feature.cpu().numpy())
+    return np.stack(features)
+
+
+def test_what_can_not_be_recorded_is_refused():
+    assert elsewhere(recorded_mistakes) == []
+
+
+def recorded_mistakes() -> list[str]:
+    with FarDevice():
+        far = torch.ones(3, device=NAME)
+        mistakes: dict[str, Callable[[], Any]] = {
+            "value": lambda: float(far.sum()),
+            "branch": lambda: bool((far > 0).all()),
+            "mask": lambda: far[far > 0],
+            "to the CPU": lambda: far.cpu(),
+            "from the CPU": lambda: torch.ones(3, device=NAME).copy_(torch.zeros(3)),
+        }
+
+        def recorded(mistake: Callable[[], Any]) -> None:
+            with FarGraph().recording():
+                mistake()
+
+        return [name for name, mistake in mistakes.items() if not refused(lambda mistake=mistake: recorded(mistake))]
