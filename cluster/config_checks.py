@@ -63,6 +63,11 @@ def _sizes(config: RunConfig) -> Iterator[str]:
     if resources.shards > 0 and any(size % resources.shards for size in divided.values()):
         listed = ", ".join(f"dynamics.{name} ({size})" for name, size in divided.items())
         yield f"resources.shards ({resources.shards}) must divide {listed}"
+    if resources.shards > 1 and resources.worker_gpus % 1:
+        yield (
+            f"the {resources.shards} shards of a worker can't share a GPU, but resources.worker_gpus is "
+            f"{resources.worker_gpus:g}: give each a whole one, or none"
+        )
     if resources.scale_seconds <= 0 or resources.rollout_timeout <= 0:
         yield "resources.scale_seconds and resources.rollout_timeout are seconds, so greater than 0"
     if resources.device == "cuda" and not resources.trainer_gpus:

@@ -31,6 +31,7 @@ ENV = EnvSpec("made up", (40, 40, 3), ActionSpace.discrete(5), ("one", "two"))
         (["resources.workers=2", "resources.max_workers=1"], ["resources.workers (2)", "resources.max_workers (1)"]),
         (["resources.shards=3"], ["resources.shards (3)", "dynamics.heads (4)", "dynamics.kv_heads (4)"]),
         (["resources.worker_gpus=-1"], ["negative"]),
+        (["resources.shards=2", "resources.worker_gpus=0.5"], ["2 shards", "resources.worker_gpus is 0.5"]),
         (["evaluation.episodes=0"], ["evaluation.episodes", "at least 1"]),
         (["agent_training.steps=0"], ["agent_training.steps", "at least 1"]),
         (["data.half_distinct=true", 'data.mixture=["films"]'], ["data.half_distinct", "data.mixture", "one of them"]),
