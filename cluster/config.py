@@ -187,7 +187,7 @@ def resolve(config: RunConfig, env: EnvSpec | None = None) -> RunConfig:
 
 
 def configure(base: RunConfig, assignments: Iterable[str]) -> RunConfig:
-    """A preset or an earlier config with `KEY=VALUE`s of the command line, resolved. Paths are taken from this folder.
+    """A preset with `KEY=VALUE`s of the command line, resolved. Paths are taken from this folder.
 
     Raises:
         ConfigError: unknown key, wrong type, impossible combination, or a key that is computed from others.
@@ -197,4 +197,13 @@ def configure(base: RunConfig, assignments: Iterable[str]) -> RunConfig:
         key = assignment.partition("=")[0]
         if key in COMPUTED:
             raise ConfigError(f"{key} follows from the tokenizer and the environment: set tokenizer.* or env instead")
-    return resolve(override(base, [absolute_setting(assignment, Path.cwd()) for assignment in assignments]))
+    return resolve(assign(base, assignments))
+
+
+def assign(config: RunConfig, assignments: Iterable[str]) -> RunConfig:
+    """A config with `KEY=VALUE`s of the command line on top, and nothing else changed.
+
+    Raises:
+        ConfigError: as `override` does.
+    """
+    return override(config, [absolute_setting(assignment, Path.cwd()) for assignment in assignments])

@@ -164,7 +164,7 @@ def open_run(path: Path, settings: list[str], preset_name: str | None = None, de
         settings: on top of the preset asked for, else of the run's own config.
         default: the preset of a new run where none is asked for; None makes no new run then.
     """
-    from cluster.config import configure
+    from cluster.config import assign, configure
     from cluster.presets import preset
     from cluster.run import Run, read_config, saved
 
@@ -174,7 +174,7 @@ def open_run(path: Path, settings: list[str], preset_name: str | None = None, de
     if preset_name is not None:
         config = configure(preset(preset_name), settings)
     elif settings and saved(path):
-        config = configure(read_config(path), settings)
+        config = assign(read_config(path), settings)  # what follows from the recordings stays; they may be gone
     run = Run.open(path, config)
     print(f"run     {run.path}\nconfig  {run.path / 'config.json'}", flush=True)
     return run

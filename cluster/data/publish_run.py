@@ -1,12 +1,14 @@
 """A run's models for others: weights as safetensors, configuration and evaluations as JSON, and a card with results."""
 
+import copy
 import json
 import shutil
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from cluster.config import CONTROLS
 from cluster.models import new_dynamics, new_heads, new_tokenizer
+from cluster.paths import LISTS, SETTINGS
 from cluster.reports.results import label, read_evaluations, read_times
 from cluster.run import Run, read_config
 from cluster.settings import to_json
@@ -26,17 +28,36 @@ def run_files(run: Run, license: str) -> Files:
         CheckpointError: a checkpoint is damaged.
         RunError: no model has been trained yet.
     """
-    files: dict[str, Path | bytes] = {"config.json": _json(to_json(run.config))}
+    files: dict[str, Path | bytes] = {"config.json": _json(_public(to_json(run.config)))}
     stages = [stage for stage in MODELS if run.checkpoints(stage).latest() is not None]
     if not stages:
         raise RunError(f"run '{run.path}' has no trained model yet: train one with `dreamer4 train`")
     for stage in stages:
         saved = run.checkpoints(stage).load()
         files[f"{stage}/{WEIGHTS}"] = run.checkpoints(stage).weights_file(saved.step)
-        files[f"{stage}/{ABOUT}"] = _json({"step": saved.step, "config": saved.config})
+        files[f"{stage}/{ABOUT}"] = _json({"step": saved.step, "config": _public(saved.config)})
     for policy, record in read_evaluations(run.path).items():
         files[f"evaluation/{policy}.json"] = _json(record)
     return {CARD: card(run, stages, license).encode(), **files}
+
+
+def _public(config: dict[str, Any]) -> dict[str, Any]:
+    """Settings without places of the publisher's, which say who he is, or may hold a key.
+
+    Of recordings the last part of the name is left; of the storage, which others would write to, nothing.
+    """
+    config = copy.deepcopy(config)
+    for key in (*SETTINGS, *LISTS):
+        section, name = key.split(".")
+        if place := config.get(section, {}).get(name):
+            config[section][name] = _last_part(place) if key in SETTINGS else [_last_part(one) for one in place]
+    if "resources" in config:
+        config["resources"]["storage"] = None
+    return config
+
+
+def _last_part(place: str) -> str:
+    return PurePosixPath(place.partition("?")[0]).name
 
 
 def receive_run(folder: Path, path: Path) -> list[str]:
@@ -115,7 +136,7 @@ def card(run: Run, stages: list[str], license: str) -> str:
             "",
             *table(["stage", "updates", "parameters"], models),
             "",
-            f"Seed {config.seed}, {hours:.2f} hours of CPU. All settings are in `config.json`.",
+            f"Seed {config.seed}, {hours:.2f} hours of CPU. All settings are in `config.json`, but no places.",
             "",
             "```",
             "dreamer4 pull --from SOURCE --run runs/pulled",

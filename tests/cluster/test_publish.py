@@ -14,11 +14,12 @@ from worlds import walk, write_walks
 from actors.evaluator import Evaluator
 from cluster.config import configure
 from cluster.evaluation import build_policy
-from cluster.main import main
+from cluster.main import main, open_run
 from cluster.models import load_agent, load_policy, load_tokenizer, new_dynamics, new_heads, new_tokenizer
 from cluster.presets import smoke
 from cluster.reports.results import read_evaluations
 from cluster.run import Run
+from cluster.settings import override
 from dreamer4.data.publish import LISTING, read_listing, receive
 from dreamer4.data.validate import validate
 from dreamer4.errors import DataError
@@ -75,6 +76,22 @@ def test_a_pulled_run_is_known_to_have_no_recordings(published, tmp_path, capsys
     assert main(["diagnose", "--run", str(tmp_path / "pulled")]) == 2
     told = capsys.readouterr().err
     assert f"run '{tmp_path / 'pulled'}' has no recordings" in told and "a pulled run has models only" in told
+
+
+def test_places_stay_with_the_publisher(tmp_path):
+    """And settings of how it runs need no recordings, which are not published."""
+    places = ["data.source=/home/me/set", "resources.storage=s3://mine/run", "data.weights=[1,1]"]
+    config = override(configure(smoke(), []), [*places, 'data.mixture=["s3://key:secret@mine/films/?token=secret"]'])
+    with Run.open(tmp_path / "run", config) as run:
+        run.checkpoints("tokenizer").save(3, new_tokenizer(run).state_dict(), {}, run.identity())
+    assert main(["push", "--run", str(run.path), "--to", str(tmp_path / "hub"), "--license", "mit"]) == 0
+    for file in (file for file in (tmp_path / "hub").rglob("*") if file.suffix in (".json", ".md")):
+        assert not [word for word in ("/home", "mine", "key:", "secret", str(tmp_path)) if word in file.read_text()]
+    assert main(["pull", "--from", str(tmp_path / "hub"), "--run", str(tmp_path / "pulled")]) == 0
+    with open_run(tmp_path / "pulled", ["evaluation.actors=3"]) as pulled:
+        assert (pulled.config.data.source, pulled.config.data.mixture) == ("set", ("films",))
+        assert (pulled.config.resources.storage, pulled.config.evaluation.actors) == (None, 3)
+        assert pulled.checkpoints("tokenizer").load(config=pulled.identity()).step == 3
 
 
 def test_card_tells_what_the_report_tells(trained, published):
