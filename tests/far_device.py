@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
-from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 NAME = "far"
+SETUP = "_setup_privateuseone_for_python_backend"  # of newer versions of torch, not of 2.6
 COPIES = ("aten::copy_", "aten::_to_copy", "aten::_copy_from")  # what may have tensors of both devices
 # What the host has to wait for: a value, or a size that depends on values.
 WAITED_FOR = ("aten::_local_scalar_dense", "aten::equal", "aten::nonzero", "aten::masked_select", "aten::is_nonzero")
@@ -44,7 +45,7 @@ class FarDevice(TorchDispatchMode):
     """Within a `with` block there is a device `far`. For processes of their own: torch never forgets a device."""
 
     def __enter__(self) -> Any:
-        _setup_privateuseone_for_python_backend(NAME)
+        getattr(backend_registration, SETUP)(NAME)
         return super().__enter__()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

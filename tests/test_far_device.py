@@ -11,12 +11,15 @@ import pytest
 import torch
 from alone import play, play_far
 from factories import tiny_dynamics
-from far_device import NAME, FarDevice, FarGraph
+from far_device import NAME, SETUP, FarDevice, FarGraph
+from torch.utils import backend_registration
 
 from dreamer4.engine import frame_inputs, record
 from dreamer4.imagination import ImaginationConfig, WorldStream
 from dreamer4.rng import generator
 from dreamer4.shortcut import ShortcutConfig
+
+pytestmark = pytest.mark.skipif(not hasattr(backend_registration, SETUP), reason="this torch can't make devices up")
 
 DOORKEY = ("shortcut.drafts=true", "shortcut.context_share=0.0", "agent_training.context_share=0.0")
 DOORKEY += ("data.half_distinct=true", "tokenizer.latent_noise=0.25", "tokenizer.latent_rms=1.5")
