@@ -145,7 +145,7 @@ def draw(runs: dict[str, list[Path]], file: Path) -> None:
     points = [[(minutes(run), read_evaluations(run)["pmpo"]["success"]) for run in of] for of in runs.values()]
     axis.plot(*zip(*sorted(np.mean(of, axis=0).tolist() for of in points), strict=True), color="#0072b2")
     axis.scatter(*zip(*itertools.chain(*points), strict=True), color="#0072b2", s=14)
-    axis.set(xscale="log", xlabel="CPU minutes from recordings to policy", ylabel="success", ylim=(0, 1))
+    axis.set(xscale="log", xlabel="CPU minutes from recordings to policy", ylabel="success", ylim=(-0.02, 1.04))
     axis.set_xticks([15, 30, 60, 120], ["15", "30", "60", "120"])
     axis.minorticks_off()
     figure.savefig(file, dpi=110)
