@@ -53,6 +53,7 @@ def agreement(
 ) -> dict[str, dict[str, float]]:
     """Imagined frames against real ones, and the context's last frame repeated, after each of `steps`.
 
+    `known_NH` are the frames that count: of every window the first ones, or none.
     Of windows that end before: nothing, or `to_the_end` their last frame. A good policy's windows end soon, and those
     that go on are where it failed.
     """
@@ -69,6 +70,15 @@ def agreement(
             **{f"copy_{name}": share for name, share in shares(copies).items()},
         }
     return found
+
+
+def arrival(
+    imagined_NHHWC: np.ndarray, real_NHHWC: np.ndarray, terminal_NH: np.ndarray, among: frozenset[str]
+) -> dict[str, float]:
+    """The same of the frames in which episodes end. Nothing follows them, and few recordings may show any."""
+    ends = np.nonzero(terminal_NH)
+    truths = [right(*pair, among) for pair in zip(imagined_NHHWC[ends], real_NHHWC[ends], strict=True)]
+    return {"n": len(truths), **shares(truths)}
 
 
 def _cells(tiles: list[list[Tile]]) -> dict[tuple[int, int], Tile]:
@@ -262,9 +272,10 @@ class Diagnosis:
         actions = torch.cat([dream.act_out_BTA for dream in dreams]).cpu().numpy()
         outcome = self.replay.outcome(windows.context_NC[:, -1], actions)
         last = self.dataset.frames.take(windows.context_NC[:, -1])
-        real, known = outcome.frames_NHHWC, outcome.known_NH
+        real, acted_in = outcome.frames_NHHWC, outcome.known_NH & ~outcome.terminal_NH
         found: dict[str, Any] = {
-            "dynamics": agreement(imagined, real, known, last, steps, self.among, to_the_end=True),
+            "dynamics": agreement(imagined, real, acted_in, last, steps, self.among, to_the_end=True),
+            "arrival": arrival(imagined, real, outcome.terminal_NH, self.among),
             **dreamt_and_real(dreams, outcome, self.discount, self.least),
         }
         if name in self.values:

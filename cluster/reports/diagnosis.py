@@ -177,7 +177,7 @@ def _page(run: Run, found: dict[str, Any]) -> str:
         parts.append(
             section(
                 f"{label(name)}: imagined, and really played with the same actions",
-                paragraph("After so many steps, or where the real episode ended before."),
+                paragraph("After so many steps, or, of episodes that ended before, in the last frame before the end."),
                 _steps(one["dynamics"]),
                 table(["", "real", "imagined"], _heads(one)),
                 pictures([shown]),
@@ -227,6 +227,7 @@ def _progress(learning: list[dict[str, float]]) -> str:
 
 def _heads(one: dict[str, Any]) -> list[list[str]]:
     reward, goes_on, returns, first = one["reward"], one["continues"], one["returns"], one["first_reward"]
+    arrival = one["arrival"]
     real, imagined = returns["real"], returns["imagined"]
     rows = [
         ["reward where one is paid", f"{reward['real_when_paid']:.3f}", f"{reward['imagined_when_paid']:.3f}"],
@@ -234,6 +235,7 @@ def _heads(one: dict[str, Any]) -> list[list[str]]:
         ["reward elsewhere", "0.000", f"{reward['imagined_otherwise']:.3f}"],
         ["going on after the end", "0.000", f"{goes_on['terminal']:.3f}"],
         ["going on elsewhere", "1.000", f"{goes_on['other']:.3f}"],
+        [f"agent right in the frame of the end ({arrival['n']})", "", f"{arrival['pose']:.3f}"],
         ["discounted return", *(f"{x['mean']:.3f} ± {x['stderr']:.3f}" for x in (real, imagined))],
         ["correlation of the two", "", f"{returns['correlation']:.3f}"],
         [f"windows with a reward in one of the two: in both ({first['n']})", "", f"{first['same']:.3f}"],

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from actors.collector import Collector, recording_seed
-from actors.diagnosis import agreement, correlation, dreamt_and_real, first_rewards, ranks, right
+from actors.diagnosis import agreement, arrival, correlation, dreamt_and_real, first_rewards, ranks, right
 from actors.measures import tiles_in
 from actors.replay import Outcome, Replay
 from actors.starts import new_starts
@@ -110,6 +110,13 @@ def test_windows_that_end_early_count_as_they_ended_or_not_at_all(recorded):
     ended = agreement(imagined, real, known, last, (1, 2, 4, 16), among, to_the_end=True)
     assert [(ended[step]["n"], ended[step]["frame"]) for step in "124"] == [(2, 1.0), (2, 0.5), (2, 0.5)]
     assert set(ended) == {"1", "2", "4"}, "dreams are no longer than that"
+    terminal = np.zeros_like(known)
+    terminal[1, 1] = True
+    before = agreement(imagined, real, known & ~terminal, last, (1, 2, 4), among, to_the_end=True)
+    assert [(before[step]["n"], before[step]["frame"]) for step in "124"] == [(2, 1.0), (2, 1.0), (2, 1.0)]
+    end = arrival(imagined, real, terminal, among)
+    assert (end["n"], end["frame"]) == (1, 0.0)
+    assert arrival(imagined, real, np.zeros_like(known), among)["n"] == 0
 
 
 def test_ranks_of_equal_values_are_shared_and_correlation_is_of_ranks():

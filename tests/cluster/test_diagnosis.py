@@ -17,6 +17,7 @@ STEP = {"n": 40, **SHARES, **{f"copy_{name}": 0.1 for name in SHARES}}
 FRAMES = {name: np.zeros((2, 3, 16, 16, 3), np.uint8) for name in ("real", "imagined")}
 POLICY: dict[str, Any] = {
     "dynamics": {step: {**STEP} for step in ("1", "4", "16")},
+    "arrival": {"n": 17, **SHARES, "pose": 0.654},
     "reward": {
         "n_paid": 0,
         "real_when_paid": NAN,
@@ -106,6 +107,7 @@ def test_page_shows_sentence_numbers_and_pictures():
     assert "The ceiling is here: the tokenizer keeps" in text and text.count("data:image/png") == 4
     assert "KL weight 0.37" in text and "0.246" in text
     assert text.count("0.410 ± 0.010") == text.count("0.420 ± 0.020") == 1, "values of the one policy that has them"
+    assert "frame of the end (17)" in text and text.count("0.654") == 2
     assert "0.037" in text and "0.063" in text and "Where nobody has started before" not in text
     assert "0.777" in _page(run, {**FOUND, "new_starts": {"pmpo": {"n": 9, "success": 0.777}}})
     assert "0.200 ± 0.020" in text and "0.300 ± 0.010" in text
