@@ -192,11 +192,6 @@ def configure(base: RunConfig, assignments: Iterable[str]) -> RunConfig:
     Raises:
         ConfigError: unknown key, wrong type, impossible combination, or a key that is computed from others.
     """
-    assignments = list(assignments)
-    for assignment in assignments:
-        key = assignment.partition("=")[0]
-        if key in COMPUTED:
-            raise ConfigError(f"{key} follows from the tokenizer and the environment: set tokenizer.* or env instead")
     return resolve(assign(base, assignments))
 
 
@@ -204,6 +199,11 @@ def assign(config: RunConfig, assignments: Iterable[str]) -> RunConfig:
     """A config with `KEY=VALUE`s of the command line on top, and nothing else changed.
 
     Raises:
-        ConfigError: as `override` does.
+        ConfigError: as `override` does, or a key is computed from others.
     """
+    assignments = list(assignments)
+    for assignment in assignments:
+        key = assignment.partition("=")[0]
+        if key in COMPUTED:
+            raise ConfigError(f"{key} follows from the tokenizer and the environment: set tokenizer.* or env instead")
     return override(config, [absolute_setting(assignment, Path.cwd()) for assignment in assignments])

@@ -43,6 +43,7 @@ def play(path: Path, settings: Sequence[str]) -> dict[str, Any]:
         encode(run)
         for stage in ("dynamics", "agent", "scratch_bc", "filtered_bc", "iql"):
             found[stage] = train(run, stage)
+        found["device"] = next(models.load_agent(run).parameters()).device.type
         for stage in ("policy", "shuffled"):
             found[stage] = improve(run, stage)
         for policy in ("bc", "pmpo", "iql", "scratch_bc"):
@@ -59,7 +60,7 @@ def play_far(path: Path, settings: Sequence[str]) -> dict[str, Any]:
     near = models.choose_device
     for module in list(sys.modules.values()):
         if getattr(module, "choose_device", None) is near:
-            module.choose_device = lambda run: torch.device(NAME)  # type: ignore[attr-defined]
+            module.choose_device = lambda run: torch.device(NAME, 0)  # type: ignore[attr-defined]
     with FarDevice():
         return play(path, settings)
 
@@ -71,6 +72,7 @@ def train(run: Run, stage: str) -> list[dict[str, float]]:
     first.save()
     second = StageTrainer(str(run.path), stage)
     assert second.restore() == 2
+    assert {p.device for p in second.learner.module.parameters()} == {models.choose_device(run)}
     rows += second.portion(1)
     run.finish(stage, {})
     return [untimed(row) for row in rows]

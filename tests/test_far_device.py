@@ -35,6 +35,7 @@ def elsewhere(function: Callable[..., Any], *arguments: Any) -> Any:
 @pytest.mark.parametrize("settings", [(), DOORKEY], ids=["laptop", "doorkey"])
 def test_every_stage_gives_the_numbers_of_the_cpu(settings, tmp_path: Path):
     far, near = elsewhere(play_far, tmp_path / "far", settings), play(tmp_path / "near", settings)
+    assert (far["device"], near["device"]) == (NAME, "cpu")
     far, near = dict(leaves(far)), dict(leaves(near))
     assert len(near) > 300
     assert far == pytest.approx(near, rel=1e-3, abs=1e-5, nan_ok=True)
